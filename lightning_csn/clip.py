@@ -1,0 +1,90 @@
+"""ClipSpec: how the clips must look that a network is fed with. It travels with every set of weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lightning_csn.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSpec:
+    """What weights ask of data: how many frames, how far apart, how large, and with which colours.
+
+    frames: frames in one clip.
+    step: frames from one to the next, counted after the video was brought to `fps`.
+    fps: frames per second that a video is brought to first; None leaves it as filmed.
+    short_side: pixels of the shorter side that frames are scaled to for validation, test and prediction.
+    crop: side in pixels of the square that is cut out in training.
+    test_crop: side in pixels of the square that is cut out for validation, test and prediction.
+    mean, std: of red, green and blue on the scale 0 to 1; a network sees (pixel / 255 - mean) / std.
+
+    Lists are taken for tuples, so that a spec read from JSON is the same spec. Raises InputError where a value
+    makes no sense.
+
+    >>> spec = ClipSpec(frames=32, step=2, fps=30, short_side=256, crop=224, test_crop=256,
+    ...                 mean=(0.432, 0.395, 0.376), std=(0.228, 0.221, 0.217))
+    >>> spec.span  # frames of video that one clip covers
+    63
+    >>> spec == ClipSpec(**spec.to_dict())
+    True
+    """
+
+    frames: int
+    step: int
+    fps: float | None
+    short_side: int
+    crop: int
+    test_crop: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def __post_init__(self) -> None:
+        for name in ("frames", "step", "short_side", "crop", "test_crop"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise InputError(f"clip.{name} must be a whole number of 1 or more, got {value!r}")
+        if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps < float("inf")):
+            raise InputError(f"clip.fps must be a number above 0, or null for 'as filmed', got {self.fps!r}")
+        if self.test_crop > self.short_side:
+            raise InputError(
+                f"clip.test_crop {self.test_crop} does not fit into frames whose short_side is {self.short_side}"
+            )
+        for name in ("mean", "std"):
+            object.__setattr__(self, name, self._colours(name, getattr(self, name)))
+
+    @staticmethod
+    def _colours(name: str, values: Sequence[float]) -> tuple[float, ...]:
+        numbers = isinstance(values, list | tuple) and all(isinstance(value, int | float) for value in values)
+        if not numbers or len(values) != 3:
+            raise InputError(f"clip.{name} must be three numbers (red, green, blue), got {values!r}")
+        if name == "std" and min(values) <= 0:
+            raise InputError(f"clip.std must be above 0, got {values!r}")
+        if max(values) > 1:
+            raise InputError(f"clip.{name} is on the scale 0 to 1, got {values!r}; divide by 255")
+        return tuple(float(value) for value in values)
+
+    @property
+    def span(self) -> int:
+        """Frames of video, at `fps`, from the first frame of a clip to its last, both counted."""
+        return (self.frames - 1) * self.step + 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON, hyper-parameters and configs."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value for name, value in dataclasses.asdict(self).items()
+        }
+
+    def differences(self, other: ClipSpec) -> list[str]:
+        """One line per value in which two specs differ.
+
+        >>> spec = ClipSpec(frames=8, step=1, fps=None, short_side=64, crop=56, test_crop=64,
+        ...                 mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+        >>> spec.differences(dataclasses.replace(spec, step=2))
+        ['step 1 and 2']
+        """
+        mine, theirs = self.to_dict(), other.to_dict()
+        return [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]

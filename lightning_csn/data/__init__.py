@@ -1,0 +1,1 @@
+"""The data wing: from video files to clips. Knows nothing of networks."""

@@ -1,0 +1,1 @@
+"""The models wing: networks, their weights, and where these come from. Knows nothing of video files."""
