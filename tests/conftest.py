@@ -1,0 +1,157 @@
+"""Small videos for every test: frame n shows the number n, as a grid of bright and dark cells that codecs keep."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import torch
+
+ROWS, COLUMNS = 2, 4  # of the grid: eight cells, numbers 0 to 255
+DARK, BRIGHT = 40, 215
+COLOURS = {"clapping": (1, 0, 0), "jumping": (0, 1, 0), "waving": (0, 0, 1)}  # one a class, so that a network can learn
+
+
+def number_image(number: int, height: int, width: int, colour: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
+    """uint8 (H, W, 3): bit i of `number` lights cell i, counted from the top left, row by row."""
+    bits = [(number >> i) & 1 for i in range(ROWS * COLUMNS)]
+    cells = np.array(bits, dtype=np.float64).reshape(ROWS, COLUMNS)
+    rows = np.arange(height) * ROWS // height
+    columns = np.arange(width) * COLUMNS // width
+    lit = cells[rows][:, columns]
+    return (DARK + (BRIGHT - DARK) * lit[:, :, None] * np.array(colour)).astype(np.uint8)
+
+
+def number_shown(frame: torch.Tensor) -> int:
+    """The number that a frame, uint8 (H, W, C), shows; its brightest channel counts, so that any colour will do."""
+    height, width = frame.shape[:2]
+    bright = frame.amax(-1)
+    number = 0
+    for i in range(ROWS * COLUMNS):
+        y = (2 * (i // COLUMNS) + 1) * height // (2 * ROWS)
+        x = (2 * (i % COLUMNS) + 1) * width // (2 * COLUMNS)
+        number |= int(bright[y, x] > (DARK + BRIGHT) // 2) << i
+    return number
+
+
+def write_video(
+    path: Path,
+    *,
+    frames: int,
+    size: tuple[int, int],
+    rate: int | Fraction,
+    codec: str,
+    container: str | None,
+    pix_fmt: str | None,
+    colour: tuple[float, float, float],
+    pixel_aspect: Fraction | None,
+    audio: bool,
+    options: dict[str, str],
+) -> None:
+    with av.open(str(path), "w", format=container) as output:
+        stream: Any = output.add_stream(codec, rate=rate, options=options)
+        stream.height, stream.width = size
+        stream.thread_count = 1
+        if pix_fmt is not None:
+            stream.pix_fmt = pix_fmt
+        if pixel_aspect is not None:
+            stream.codec_context.sample_aspect_ratio = pixel_aspect
+        sound: Any = output.add_stream("aac", rate=8000, layout="mono") if audio else None
+        for number in range(frames):
+            image = av.VideoFrame.from_ndarray(number_image(number, *size, colour), format="rgb24")
+            output.mux(stream.encode(image))
+        output.mux(stream.encode(None))
+        if sound is not None:
+            silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), dtype=np.float32), format="fltp", layout="mono")
+            silence.sample_rate = 8000
+            output.mux(sound.encode(silence))
+            output.mux(sound.encode(None))
+
+
+@pytest.fixture(scope="session")
+def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a video whose frame n shows n (modulo 256) and returns its path; each kind is encoded once a session.
+
+    size: (height, width). colour: of the lit cells, red, green, blue on the scale 0 to 1. options: of the encoder.
+    The container follows the path's ending unless `container` names one.
+    """
+    kept: dict[tuple[Any, ...], Path] = {}
+    folder = tmp_path_factory.mktemp("encoded")
+
+    def make(
+        path: str | Path,
+        *,
+        frames: int = 20,
+        size: tuple[int, int] = (48, 64),
+        rate: int | Fraction = 25,
+        codec: str = "libx264",
+        container: str | None = None,
+        pix_fmt: str | None = None,
+        colour: tuple[float, float, float] = (1, 1, 1),
+        pixel_aspect: Fraction | None = None,
+        audio: bool = False,
+        options: dict[str, str] | None = None,
+    ) -> Path:
+        path = Path(path)
+        options = dict(options or {})
+        if codec in ("libx264", "libx265"):
+            options.setdefault("preset", "ultrafast")
+            pix_fmt = pix_fmt or "yuv420p"
+        if codec == "libx265":
+            options.setdefault("x265-params", "log-level=none:pools=1:frame-threads=1")
+        kind = (path.suffix, frames, size, rate, codec, container, pix_fmt, colour, pixel_aspect, audio)
+        kind += tuple(sorted(options.items()))
+        if kind not in kept:
+            encoded = folder / f"{len(kept)}{path.suffix}"
+            write_video(
+                encoded,
+                frames=frames,
+                size=size,
+                rate=rate,
+                codec=codec,
+                container=container,
+                pix_fmt=pix_fmt,
+                colour=colour,
+                pixel_aspect=pixel_aspect,
+                audio=audio,
+                options=options,
+            )
+            kept[kind] = encoded
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(kept[kind], path)
+        return path
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def read_number() -> Callable[[torch.Tensor], int]:
+    """The number that a frame of `make_video` shows: uint8 (H, W, C) -> 0 to 255."""
+    return number_shown
+
+
+@pytest.fixture(scope="session")
+def video_folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """Classes clapping, jumping, waving of three videos each, `<class>/<class>_0.mp4` to 2; leave as it is."""
+    root = tmp_path_factory.mktemp("videos")
+    for name, colour in COLOURS.items():
+        for i in range(3):
+            make_video(root / name / f"{name}_{i}.mp4", frames=12 + 4 * i, colour=colour)
+    return root
+
+
+@pytest.fixture(scope="session")
+def split_folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[..., Path]) -> Path:
+    """The classes of `video_folder` under train (4 videos a class), val (2) and test (3); leave as it is."""
+    root = tmp_path_factory.mktemp("split")
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for name, colour in COLOURS.items():
+            for i in range(count):
+                make_video(root / split / name / f"{split}_{name}_{i}.mp4", frames=12 + 4 * (i % 3), colour=colour)
+    return root
