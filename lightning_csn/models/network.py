@@ -342,16 +342,16 @@ class ResNet3D(nn.Module):
 
 @contextmanager
 def without_statistics(block: nn.Module) -> Iterator[None]:
-    """BatchNorm still normalises by the batch, but leaves its running statistics alone."""
+    """BatchNorm still normalises by the batch, but leaves its running statistics as they are."""
     norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d) and module.training]
-    tracked = [norm for norm in norms if norm.track_running_stats]
-    for norm in tracked:
-        norm.track_running_stats = False
+    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.num_batches_tracked = 0.0, None
     try:
         yield
     finally:
-        for norm in tracked:
-            norm.track_running_stats = True
+        for norm, momentum, num_batches_tracked in before:
+            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
 def recomputation_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
