@@ -1,0 +1,200 @@
+"""Which videos there are: folders per class, list files, and what is said about those that do not fit."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from lightning_csn.data.annotations import Line, Sample, find_samples, list_videos, parse_line, read_list
+from lightning_csn.errors import InputError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def named(samples: list[Sample], root: Path) -> list[tuple[str, int, int]]:
+    return [(Path(path).relative_to(root).as_posix(), label, video) for path, label, video in samples]
+
+
+def test_a_folder_per_class(tmp_path):
+    touch(tmp_path, "run/b.MP4", "run/deep/a.avi", "jump/c.mkv", "jump/.hidden.mp4", "jump/notes.txt", ".cache/x/d.mp4")
+    samples, classes = find_samples(tmp_path)
+    assert classes == ["jump", "run"]
+    assert list(samples) == ["all"]
+    assert named(samples["all"], tmp_path) == [("jump/c.mkv", 0, 0), ("run/b.MP4", 1, 1), ("run/deep/a.avi", 1, 2)]
+
+
+@pytest.mark.parametrize("validation", ["val", "validation"])
+def test_splits_above_the_classes(tmp_path, validation):
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", f"{validation}/run/c.mp4", "test/walk/d.mp4", "about.txt")
+    samples, classes = find_samples(tmp_path)
+    assert classes == ["jump", "run", "walk"]  # of all splits, so that each has the same numbers
+    assert list(samples) == ["train", "val", "test"]
+    assert named(samples["test"], tmp_path) == [("test/walk/d.mp4", 2, 0)]
+
+
+def test_a_split_that_is_not_there_is_not_in_the_result(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "test/run/c.mp4")
+    assert list(find_samples(tmp_path)[0]) == ["train", "test"]
+
+
+def test_a_class_may_be_called_like_a_split(tmp_path):
+    touch(tmp_path, "train/a.mp4", "bus/b.mp4")  # vehicles
+    samples, classes = find_samples(tmp_path)
+    assert classes == ["bus", "train"]
+    assert list(samples) == ["all"]
+
+
+def test_two_folders_for_one_split_are_refused(tmp_path):
+    touch(tmp_path, "train/run/a.mp4", "val/run/a.mp4", "validation/run/a.mp4")
+    with pytest.raises(InputError, match="val and validation are both there"):
+        find_samples(tmp_path)
+
+
+def test_videos_left_out_and_empty_folders_are_said(tmp_path, caplog):
+    touch(tmp_path, "train/run/a.mp4", "train/empty/a.txt", "train/loose.mp4", "extra/run/b.mp4")
+    # a video beside the class folders makes train a class itself
+    with caplog.at_level(logging.WARNING):
+        assert find_samples(tmp_path)[1] == ["extra", "train"]
+    (tmp_path / "train/loose.mp4").unlink()
+    touch(tmp_path, "val/run/c.mp4")
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        assert find_samples(tmp_path)[1] == ["run"]
+    assert "the videos in extra/ are left out, for they are in none of train/, val/" in caplog.text
+    assert "no videos in empty" in caplog.text
+    touch(tmp_path / "flat", "run/a.mp4", "loose.mp4")
+    find_samples(tmp_path / "flat")
+    assert "1 videos that are in no class folder are left out" in caplog.text
+
+
+def test_given_classes_fix_the_order(tmp_path):
+    touch(tmp_path, "run/a.mp4", "jump/b.mp4")
+    samples, classes = find_samples(tmp_path, classes=["walk", "run", "jump"])
+    assert classes == ["walk", "run", "jump"]
+    assert named(samples["all"], tmp_path) == [("jump/b.mp4", 2, 0), ("run/a.mp4", 1, 1)]
+    with pytest.raises(InputError, match="folder 'jump' is none of the 2 classes; nearest: 'jumping'"):
+        find_samples(tmp_path, classes=["jumping", "run"])
+
+
+def test_a_folder_without_videos_says_what_was_looked_for(tmp_path):
+    touch(tmp_path, "run/a.txt")
+    with pytest.raises(InputError, match=r"no videos in it; looked for .*CLASS/VIDEO.*\.mp4"):
+        find_samples(tmp_path)
+    with pytest.raises(InputError, match="no such folder"):
+        find_samples(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="name a folder"):
+        find_samples()
+
+
+def test_videos_without_classes_have_no_split_and_can_be_listed(tmp_path):
+    touch(tmp_path, "b.mp4", "a.webm", "c.txt", "more/d.mp4", ".e.mp4")
+    assert [Path(path).name for path in list_videos(tmp_path)] == ["a.webm", "b.mp4", "d.mp4"]
+    assert list_videos(tmp_path / "b.mp4") == [str(tmp_path / "b.mp4")]
+    (tmp_path / "more/d.mp4").unlink()
+    assert find_samples(tmp_path) == ({}, [])
+    with pytest.raises(InputError, match="no such file or folder"):
+        list_videos(tmp_path / "f.mp4")
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "label"),
+    [
+        ("a.mp4 5", "a.mp4", "5"),
+        ("a.mp4,5", "a.mp4", "5"),
+        ("a.mp4 , 5 ", "a.mp4", "5"),
+        ("a.mp4\t5", "a.mp4", "5"),
+        ("run/a b.mp4 5", "run/a b.mp4", "5"),
+        ("run/a, b.mp4,5", "run/a, b.mp4", "5"),
+        ("a.mp4 brush hair", "a.mp4", "brush hair"),
+        ("a.mp4\tbrush, hair", "a.mp4", "brush, hair"),
+        ('"a b.mp4","brush, hair"', "a b.mp4", "brush, hair"),
+        ('"a b.mp4" 5', "a b.mp4", "5"),
+        ("a.avi.MP4 run", "a.avi.MP4", "run"),
+        ("v1.mp4 files/b.avi 3", "v1.mp4 files/b.avi", "3"),
+        ("frames/of a 5", "frames/of a", "5"),
+        ("frames/of a,brush hair", "frames/of a", "brush hair"),
+        ("C:\\clips\\a b.mp4 5", "C:\\clips\\a b.mp4", "5"),
+        ("/abs/a.mp4", "/abs/a.mp4", None),
+        ("my film.mp4", "my film.mp4", None),
+        ("a.mp4 -1", "a.mp4", "-1"),
+    ],
+)
+def test_lines_of_a_list(line, path, label):
+    assert parse_line(line, number=7) == Line(7, path, label)
+
+
+@pytest.mark.parametrize(
+    ("line", "columns"), [("a.mp4 0 5", 3), ("a.mp4,0,5", 3), ("a.mp4\trun\t5", 3), ("a,b,c,d", 0)]
+)
+def test_lines_with_more_columns_are_refused(line, columns):
+    if columns == 0:  # nothing shows where the path ends: the label is what follows the last comma
+        assert parse_line(line) == Line(1, "a,b,c", "d")
+    else:
+        with pytest.raises(InputError, match=rf"2 columns expected \(path, label\), got {columns}"):
+            parse_line(line)
+
+
+def test_lists_with_names(tmp_path):
+    touch(tmp_path, "videos/a.mp4", "videos/b.mp4")
+    (tmp_path / "train.txt").write_text("\ufeff# a remark\n\nb.mp4 run\na.mp4 jump\n", encoding="utf-8")
+    (tmp_path / "val.csv").write_text(f"{tmp_path}/videos/a.mp4,walk\r\n")
+    lists = {"train": tmp_path / "train.txt", "val": tmp_path / "val.csv"}
+    samples, classes = find_samples(tmp_path / "videos", lists=lists)
+    assert classes == ["jump", "run", "walk"]
+    assert named(samples["train"], tmp_path) == [("videos/b.mp4", 1, 0), ("videos/a.mp4", 0, 1)]
+    assert named(samples["val"], tmp_path) == [("videos/a.mp4", 2, 0)]
+    assert "test" not in samples
+
+
+def test_lists_with_numbers(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "train.txt").write_text("a.mp4 11\nb.mp4 02\n")
+    samples, classes = find_samples(lists={"train": tmp_path / "train.txt"})  # relative to the list's own folder
+    assert classes == [str(number) for number in range(12)]
+    assert [sample.label for sample in samples["train"]] == [11, 2]
+    samples, classes = find_samples(lists={"train": tmp_path / "train.txt"}, classes=list("abcdefghijkl"))
+    assert classes[11] == "l"
+    assert [sample.label for sample in samples["train"]] == [11, 2]
+
+
+def test_classes_that_are_called_like_numbers_go_by_name(tmp_path):
+    touch(tmp_path, "a.mp4")
+    (tmp_path / "train.txt").write_text("a.mp4 1\n")
+    samples, _ = find_samples(lists={"train": tmp_path / "train.txt"}, classes=["1", "0"])
+    assert samples["train"][0].label == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a.mp4 run\nb.mp4\n", r"val.csv, line 2: 2 columns expected \(path, label\), got 1: 'b.mp4'"),
+        ("a.mp4,0,5\n", r"val.csv, line 1: 2 columns expected \(path, label\), got 3: 'a.mp4,0,5'"),
+        ("a.mp4 run\n\nb.mp4 rum\n", "val.csv, line 3: the label 'rum' is none of the 2 classes; nearest: 'run'"),
+        ("a.mp4 0\nb.mp4 2\n", "val.csv, line 2: the label '2' is none of the 2 classes, 0 to 1"),
+        ("a.mp4 0\nb.mp4 -1\n", "val.csv, line 2: the label '-1' is none of the 2 classes, 0 to 1"),
+        ("fname,label\na.mp4,run\n", "val.csv, line 1: 'fname' is no video, the other lines name videos; a heading"),
+        ("x.mp4 run\ny.mp4 run", "val.csv, line 1: no such file: .*x.mp4; none of the list's 2 videos is there"),
+        ("# nothing\n", "val.csv: no line names a video"),
+    ],
+)
+def test_what_is_wrong_in_a_list_is_said_with_file_and_line(tmp_path, text, message):
+    touch(tmp_path, "a.mp4", "b.mp4")
+    (tmp_path / "val.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        find_samples(tmp_path, lists={"val": tmp_path / "val.csv"}, classes=["run", "jump"])
+
+
+def test_a_list_that_is_no_text_or_not_there_is_said(tmp_path):
+    with pytest.raises(InputError, match=r"val.txt: the list of videos cannot be read: No such file"):
+        read_list(tmp_path / "val.txt")
+    (tmp_path / "val.txt").write_bytes(b"\xff\xfe\x00 5\n")
+    with pytest.raises(InputError, match=r"val.txt: a list of videos is text in UTF-8"):
+        read_list(tmp_path / "val.txt")
