@@ -1,0 +1,523 @@
+"""LitCSN: how a batch of videos becomes a loss, a prediction or a score. The rest is in the network and the data.
+
+Shapes: B videos, V views of each, K classes; a view is a clip (C, T, H, W), and clips are (B, V, C, T, H, W).
+A batch is a dict: clips uint8 (B, V, C, T, H, W), labels int64 (B,), videos int64 (B,) (numbers within the split),
+unreadable list of (number, message). It holds B readable videos, which may be none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lightning_csn.clip import ClipSpec
+from lightning_csn.errors import InputError
+from lightning_csn.metrics import VideoScores
+from lightning_csn.models import checkpoints
+from lightning_csn.models.network import ResNet3D, create_network
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_log = logging.getLogger(__name__)
+
+Batch = dict[str, Any]
+
+SCRATCH_CLIP = (
+    ClipSpec(  # 32 frames, every other one, of 224 pixels: paper, section 4.1; colours of facebookresearch/VMZ
+        frames=32,
+        step=2,
+        fps=30,
+        short_side=256,
+        crop=224,
+        test_crop=256,
+        mean=(0.43216, 0.394666, 0.37645),
+        std=(0.22803, 0.22145, 0.216989),
+    )
+)
+
+
+class LitCSN(L.LightningModule):
+    """A channel-separated network that trains, is tested at video level, and predicts.
+
+    Training works on one clip of each video. Validation, test and prediction average the views that the data brings
+    (10 clips x 3 crops, for example), score every video once on any number of processes, and count what could not be
+    read: see VideoScores for the figures, which are logged as val_top1, val_top5, val_macro_f1, val_loss, val_videos,
+    val_unreadable, and the same with test_.
+
+    All hyper-parameters are plain values, the whole network is described in them, and a Lightning checkpoint therefore
+    opens without this package, and reloads without a download.
+
+    Args:
+        architecture: Name of a network (see list_networks). Left out, it is that of `pretrained`, or ircsn_50.
+        num_classes: Number of classes. Not needed with `classes` or where `pretrained` brings its own.
+        classes: Names of the classes, in the order of the labels.
+        pretrained: Weights to start from: name (see list_checkpoints), hf://owner/repo, https address, file or folder.
+            Its head stays if it was made for the classes asked for, otherwise a new one takes its place.
+        clip: How clips must look: frames, step, fps, short_side, crop, test_crop, mean, std. With `pretrained`, only
+            what shall differ from what the weights ask for. From scratch: all or nothing, which means the paper's.
+        network: Further options of the network, such as dropout or drop_path (see create_network).
+        optimizer: Name in timm's list of optimisers. sgd is without Nesterov momentum, as in the published recipes.
+        lr: Highest learning rate.
+        momentum: For the optimisers that have one.
+        weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
+        decay_norms: Whether BatchNorm and biases decay too, as in the recipes of VMZ, mmaction2 and PyTorchVideo.
+        optimizer_options: Further options of the optimiser, such as betas.
+        schedule: cosine (to 0 at the end), steps (times gamma at each of milestones) or constant.
+        warmup_epochs: Length of the linear warm-up; fractions are fine.
+        warmup_start: Share of lr that the warm-up begins with.
+        milestones: Epochs, counted from the start of training, after which steps multiplies by gamma.
+        gamma: Factor of schedule steps.
+        label_smoothing: Share of the target that is spread over all classes.
+        views_per_pass: Views that go through the network at once in validation, test and prediction, for memory.
+        average: What is averaged over the views: probabilities or logits.
+        origin: Where the weights come from; filled in from `pretrained`.
+    """
+
+    network: ResNet3D
+    clip: ClipSpec
+    classes: list[str] | None
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        architecture: str | None = None,
+        *,
+        num_classes: int | None = None,
+        classes: list[str] | None = None,
+        pretrained: str | None = None,
+        clip: dict[str, Any] | ClipSpec | None = None,
+        network: dict[str, Any] | None = None,
+        optimizer: str = "sgd",
+        lr: float = 0.01,
+        momentum: float = 0.9,
+        weight_decay: float = 1e-4,
+        decay_norms: bool = True,
+        optimizer_options: dict[str, Any] | None = None,
+        schedule: str = "cosine",
+        warmup_epochs: float = 0.0,
+        warmup_start: float = 0.1,
+        milestones: Sequence[float] = (),
+        gamma: float = 0.1,
+        label_smoothing: float = 0.0,
+        views_per_pass: int = 8,
+        average: str = "probabilities",
+        origin: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        check_choice("schedule", schedule, ("cosine", "steps", "constant"))
+        check_choice("average", average, ("probabilities", "logits"))
+        if schedule == "steps" and not milestones:
+            raise InputError("schedule 'steps' needs milestones: the epochs after which lr is multiplied by gamma")
+        if views_per_pass < 1:
+            raise InputError(f"views_per_pass must be 1 or more, got {views_per_pass}")
+        num_classes = count_classes(num_classes, classes)
+        options = dict(network or {})
+        if "num_classes" in options:
+            raise InputError("num_classes is an option of its own, not one of network")
+
+        if pretrained is None:
+            if num_classes is None:
+                raise InputError("how many classes? Pass num_classes or classes, or pretrained weights that have some")
+            self.network = create_network(architecture or "ircsn_50", num_classes=num_classes, **options)
+            self.classes = classes
+            self.clip = SCRATCH_CLIP if clip is None else whole_clip(clip)
+        else:
+            loaded = checkpoints.load(pretrained, num_classes=num_classes, classes=classes, clip=clip, **options)
+            self.network = loaded.network.train()
+            if architecture not in (None, self.network.architecture):
+                raise InputError(f"{pretrained} is of architecture {self.network.architecture}, not {architecture}")
+            if self.network.num_classes == 0:
+                raise InputError(f"{pretrained} has no classes of its own; pass num_classes or classes")
+            self.classes = loaded.checkpoint.classes
+            self.clip = loaded.checkpoint.clip_spec()
+            origin = loaded.checkpoint.to_dict()
+        self._as_loaded = pretrained is not None  # until training changes the weights
+
+        self.register_buffer("mean", torch.tensor(self.clip.mean).view(-1, 1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.clip.std).view(-1, 1, 1, 1), persistent=False)
+        self.val_scores = VideoScores(self.num_classes)
+        self.test_scores = VideoScores(self.num_classes)
+        self._unreadable: dict[int, str] = {}  # of the evaluation that is going on: number and message
+        self._told: set[tuple[str, int]] = set()  # stage and number
+        self._views = 0
+        self.save_hyperparameters(
+            plain(
+                architecture=self.network.architecture,
+                num_classes=self.num_classes,
+                classes=self.classes,
+                pretrained=None,  # the weights are in the checkpoint that these travel with
+                clip=self.clip.to_dict(),
+                network={name: value for name, value in self.network.options.items() if name != "num_classes"},
+                optimizer=optimizer,
+                lr=lr,
+                momentum=momentum,
+                weight_decay=weight_decay,
+                decay_norms=decay_norms,
+                optimizer_options=optimizer_options or {},
+                schedule=schedule,
+                warmup_epochs=warmup_epochs,
+                warmup_start=warmup_start,
+                milestones=list(milestones),
+                gamma=gamma,
+                label_smoothing=label_smoothing,
+                views_per_pass=views_per_pass,
+                average=average,
+                origin=origin,
+            )
+        )
+
+    @classmethod
+    def from_pretrained(cls, source: str | Path, num_classes: int | None = None, **options: Any) -> Self:
+        """A model with the weights of `source`, in eval mode; `Trainer.fit` puts it into train mode.
+
+        source: name (see list_checkpoints), hf://owner/repo, https address, file or folder.
+        num_classes: for a new head, if it is not the number that the weights have.
+        options: what LitCSN takes. Raises InputError where the source cannot be used, with what would do.
+        """
+        if isinstance(source, Path):
+            source = str(source.expanduser().absolute())  # "weights" would be a name
+        return cls(pretrained=source, num_classes=num_classes, **options).eval()
+
+    def save_pretrained(self, folder: str | Path) -> Path:
+        """Write model.safetensors, config.json and a model card, from which `from_pretrained` makes this model again.
+
+        What is known of the weights comes along: all of it if they are as they were loaded, and where they come from
+        if they were trained. Raises InputError where the folder holds other things or cannot be written.
+        """
+        known = self.hparams["origin"]
+        k, names = self.num_classes, self.classes
+        if known is None:
+            record = checkpoints.Checkpoint(architecture=self.network.architecture, num_classes=k, classes=names)
+        elif self._as_loaded:
+            record = checkpoints.Checkpoint.from_dict(known)
+        else:
+            record = checkpoints.Checkpoint.from_dict(known).retrained(num_classes=k, classes=names)
+        return checkpoints.save(self.network, dataclasses.replace(record, clip=self.clip.to_dict()), folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | None = None,
+        commit_message: str = "Upload weights with lightning_csn",
+    ) -> str:
+        """Make the Hub repository `repo_id` (owner/name) if need be, and put there what `save_pretrained` writes.
+
+        Then `from_pretrained("hf://owner/name")` makes this model again, anywhere. Gives the address of the commit.
+        token: of a Hub account; None takes that of `hf auth login`. Raises InputError with the Hub's reason if it
+        refuses.
+        """
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
+
+        api = HfApi(token=token, library_name="lightning_csn")
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = self.save_pretrained(Path(temporary) / repo_id.rpartition("/")[2])
+            try:
+                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+                if revision is not None:
+                    api.create_branch(repo_id, branch=revision, exist_ok=True)
+                commit = api.upload_folder(
+                    repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
+                )
+            except (OSError, HFValidationError) as error:  # the Hub's refusals are OSErrors
+                raise InputError(f"{repo_id} was not pushed to the Hub: {error}") from error
+        return commit.commit_url
+
+    @property
+    def num_classes(self) -> int:
+        """K."""
+        return int(self.network.num_classes)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Class probabilities (B, K) of videos (B, V, C, T, H, W): the mean over their views.
+
+        clips: uint8, or float that is normalised already. The views go through the network `views_per_pass` at a time.
+        """
+        if clips.ndim != 6:
+            raise InputError(f"clips must be (B, V, C, T, H, W), got {tuple(clips.shape)}")
+        views = clips.flatten(0, 1).split(self.hparams["views_per_pass"])
+        logits = torch.cat([self.network(self.normalise(some)) for some in views])  # (B*V, K)
+        logits = logits.float().unflatten(0, clips.shape[:2])  # (B, V, K)
+        if self.hparams["average"] == "logits":
+            return logits.mean(1).softmax(-1)
+        return logits.softmax(-1).mean(1)
+
+    def normalise(self, clips: Tensor) -> Tensor:
+        """uint8 clips (..., C, T, H, W) as the network takes them; float clips are taken to be so already."""
+        if clips.dtype != torch.uint8:
+            return clips
+        return (clips.to(self.mean.dtype) / 255 - self.mean) / self.std
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Cross entropy of a batch; every view is a clip of its own."""
+        clips, labels = batch["clips"], batch["labels"]
+        self._tell("train", dict(batch["unreadable"]))
+        if len(labels) == 0:
+            loss = self._nothing_to_learn()
+            right = torch.zeros_like(loss)
+        else:
+            labels = labels.repeat_interleave(clips.shape[1])  # (B*V,)
+            logits = self.network(self.normalise(clips.flatten(0, 1)))  # (B*V, K)
+            loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
+            right = (logits.argmax(-1) == labels).float().mean()
+        batch_size = len(labels)
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batch_size)
+        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
+        self.log_dict({"train_loss_epoch": loss.detach(), "train_top1": right}, batch_size=batch_size, **epoch)
+        self.log("train_unreadable", float(len(batch["unreadable"])), reduce_fx="sum", batch_size=batch_size, **epoch)
+        return loss
+
+    def _nothing_to_learn(self) -> Tensor:
+        # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters.
+        return torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take a batch into the validation's scores."""
+        self._score(batch, self.val_scores)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Take a batch into the test's scores."""
+        self._score(batch, self.test_scores)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Numbers (B,), probabilities (B, K) and the unreadable ones of a batch of videos."""
+        probabilities = self._probabilities(batch)
+        return {"videos": batch["videos"], "probabilities": probabilities, "unreadable": batch["unreadable"]}
+
+    def _score(self, batch: Batch, scores: VideoScores) -> None:
+        unreadable = dict(batch["unreadable"])
+        self._unreadable |= unreadable
+        scores.update(batch["videos"], batch["labels"], self._probabilities(batch), list(unreadable))
+
+    def _probabilities(self, batch: Batch) -> Tensor:
+        if len(batch["videos"]) == 0:
+            return torch.empty(0, self.num_classes, device=self.device)
+        self._views = batch["clips"].shape[1]
+        return self(batch["clips"])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the validation's scores."""
+        self._finish("val", self.val_scores)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the test's scores, and print them with how they were measured."""
+        line = self._finish("test", self.test_scores)
+        self.print(line)
+
+    def _finish(self, stage: str, scores: VideoScores) -> str:
+        values = {name: value.item() for name, value in scores.compute().items()}
+        scores.reset()
+        # Every process has the same values. The maximum of them is exact, a mean over three processes need not be.
+        logged = {f"{stage}_{name}": float(value) for name, value in values.items()}
+        self.log_dict(logged, reduce_fx="max", sync_dist=True)
+        unreadable = gather(self._unreadable)
+        self._unreadable = {}
+        if self.trainer.is_global_zero:
+            self._tell(stage, unreadable)
+        return (
+            f"{stage}: top-1 {values['top1']:.4f}, top-5 {values['top5']:.4f}, macro F1 {values['macro_f1']:.4f}, "
+            f"loss {values['loss']:.4f} of {values['videos']} videos ({values['unreadable']} more unreadable); "
+            f"{self._protocol(stage)}"
+        )
+
+    def _protocol(self, stage: str) -> str:
+        data = getattr(self.trainer, "datamodule", None)
+        clips, crops = (getattr(data, f"{stage}_{name}", None) for name in ("clips", "crops"))
+        views = f"{clips} clips x {crops} crops" if clips and crops else f"{self._views} views"
+        side = self.clip.test_crop
+        return f"{views} of {self.clip.frames} frames of {side} x {side} pixels, mean of {self.hparams['average']}"
+
+    def _tell(self, stage: str, unreadable: dict[int, str]) -> None:
+        """Log what is unreadable, once each."""
+        new = {number: unreadable[number] for number in sorted(unreadable) if (stage, number) not in self._told}
+        self._told |= {(stage, number) for number in new}
+        if new:
+            lines = (f"  video {number}: {message}" for number, message in new.items())
+            _log.warning("unreadable videos of the %s split, left out:\n%s", stage, "\n".join(lines))
+
+    def setup(self, stage: str) -> None:
+        """See that the classes of the data are those of the model, whose class names become the data's if it has none.
+
+        Raises InputError where labels would mean something else in the data than in the model.
+        """
+        names = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        if names is None:
+            return
+        if len(names) > self.num_classes or (stage == "fit" and len(names) != self.num_classes):
+            raise InputError(
+                f"the data has {len(names)} classes and the model {self.num_classes}; "
+                f"for a new head, pass num_classes={len(names)} where the model is made"
+            )
+        if self.classes is None and stage == "fit":
+            self.classes = self.hparams["classes"] = list(names)
+        if self.classes is not None and self.classes != names and sorted(self.classes) == sorted(names):
+            label = next(i for i, (mine, theirs) in enumerate(zip(self.classes, names, strict=True)) if mine != theirs)
+            raise InputError(
+                f"the data has the model's classes in another order: label {label} is {names[label]!r} in the data "
+                f"and {self.classes[label]!r} in the model"
+            )
+
+    def on_fit_start(self) -> None:
+        """Train mode, if all of the model is in eval mode, as `from_pretrained` leaves it."""
+        if not any(module.training for module in self.modules()):
+            self.train()
+
+    def on_train_start(self) -> None:
+        """From here on the weights are no longer those that were loaded."""
+        self._as_loaded = False
+
+    def on_validation_start(self) -> None:
+        """One network on all processes; see `_share_statistics`."""
+        self._share_statistics()
+
+    def on_test_start(self) -> None:
+        """One network on all processes; see `_share_statistics`."""
+        self._share_statistics()
+
+    def on_predict_start(self) -> None:
+        """One network on all processes; see `_share_statistics`."""
+        self._share_statistics()
+
+    def _share_statistics(self) -> None:
+        # Each process has counted its own batches into its running BatchNorm statistics since the last training step.
+        # Those of process 0 are the ones that checkpoints hold.
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            for buffer in self.network.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser from timm's list, and its learning rate, which changes with every step."""
+        optimizer = self._make_optimizer()
+        self.trainer.fit_loop.setup_data()  # without it, the next lines know the length of an epoch only sometimes
+        steps = self.trainer.estimated_stepping_batches
+        batches = self.trainer.num_training_batches
+        h = self.hparams
+        if h["schedule"] == "cosine" and not 0 < steps < math.inf:
+            raise InputError("schedule 'cosine' needs an end: pass max_epochs or max_steps to the Trainer")
+        if math.isinf(batches) and (h["warmup_epochs"] or h["schedule"] == "steps"):
+            raise InputError("the training data has no length, so that epochs of warm-up or milestones mean nothing")
+        if math.isinf(batches):
+            steps_per_epoch = float(steps if steps > 0 else math.inf)  # one long epoch
+        else:
+            steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
+
+        def factor(step: int) -> float:
+            return rate_factor(
+                step / steps_per_epoch,
+                epochs=steps / steps_per_epoch,
+                schedule=h["schedule"],
+                warmup_epochs=h["warmup_epochs"],
+                warmup_start=h["warmup_start"],
+                milestones=h["milestones"],
+                gamma=h["gamma"],
+            )
+
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        import timm.optim  # takes seconds, and only training needs it
+
+        h = self.hparams
+        name = h["optimizer"].lower()
+        names = [str(known) for known in timm.optim.list_optimizers()]
+        if name.split("_")[-1] not in names:  # what stands before is a wrapper, lookahead_
+            raise InputError(f"no optimiser {name!r}; there are: {', '.join(names)}")
+        options = {"nesterov": False} if name == "sgd" else {}  # timm's sgd has it, the published recipes do not
+        return timm.optim.create_optimizer_v2(
+            self.network.parameters() if h["decay_norms"] else self.network,
+            opt=name,
+            lr=h["lr"],
+            weight_decay=h["weight_decay"],
+            momentum=h["momentum"],
+            filter_bias_and_bn=True,  # where it is given the network
+            **(options | h["optimizer_options"]),
+        )
+
+
+def rate_factor(
+    epoch: float,
+    *,
+    epochs: float,
+    schedule: str,
+    warmup_epochs: float = 0.0,
+    warmup_start: float = 0.1,
+    milestones: Sequence[float] = (),
+    gamma: float = 0.1,
+) -> float:
+    """Share of the highest learning rate at a time `epoch` (0 to `epochs`, fractions too).
+
+    A linear warm-up from `warmup_start`, then half a cosine over what is left, or the steps of `milestones`.
+
+    >>> [rate_factor(epoch, epochs=6, schedule="cosine", warmup_epochs=2) for epoch in (0, 1, 2, 4, 6)]
+    [0.1, 0.55, 1.0, 0.5, 0.0]
+    >>> [rate_factor(epoch, epochs=6, schedule="steps", milestones=[2, 5], gamma=0.5) for epoch in range(6)]
+    [1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
+    """
+    if epoch < warmup_epochs:
+        return warmup_start + (1 - warmup_start) * epoch / warmup_epochs
+    if schedule == "cosine":
+        done = (epoch - warmup_epochs) / (epochs - warmup_epochs) if epochs > warmup_epochs else 1.0
+        return (1 + math.cos(math.pi * min(done, 1.0))) / 2
+    if schedule == "steps":
+        return gamma ** sum(epoch >= milestone for milestone in milestones)
+    return 1.0
+
+
+def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:
+    """Number of classes by number or names; None where neither is given. Raises InputError where the two disagree."""
+    if classes is None:
+        return num_classes
+    if len(set(classes)) != len(classes):
+        twice = next(name for name in classes if list(classes).count(name) > 1)
+        raise InputError(f"every class needs a name of its own, {twice!r} is there twice")
+    if num_classes not in (None, len(classes)):
+        raise InputError(f"num_classes is {num_classes}, but classes has {len(classes)} names")
+    return len(classes)
+
+
+def whole_clip(clip: Mapping[str, Any] | ClipSpec) -> ClipSpec:
+    """A ClipSpec of all its values. Raises InputError where names are missing or are none of its."""
+    values = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip)
+    names = [field.name for field in dataclasses.fields(ClipSpec)]
+    if unknown := [f"clip.{name}" for name in values if name not in names]:
+        raise InputError(f"no {', '.join(unknown)}; there are: {', '.join(names)}")
+    if missing := [f"clip.{name}" for name in names if name not in values]:
+        raise InputError(f"without pretrained weights to take them from, these are needed, too: {', '.join(missing)}")
+    return ClipSpec(**values)
+
+
+def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
+    """Raise InputError if `value` is none of `choices`."""
+    if value not in choices:
+        raise InputError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def plain(**values: Any) -> dict[str, Any]:
+    """The same values as JSON knows them, so that a checkpoint opens without this package. TypeError if it cannot."""
+    return json.loads(json.dumps(values))
+
+
+def gather(messages: dict[int, str]) -> dict[int, str]:
+    """The messages of all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return messages
+    everyone: list[dict[int, str]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, messages)
+    return {number: message for some in everyone for number, message in some.items()}

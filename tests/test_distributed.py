@@ -1,0 +1,155 @@
+"""Two processes give the numbers of one, to the last digit, and neither waits for the other for ever."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+CASES = {  # number of videos, and those that cannot be read
+    "even": (6, []),
+    "five": (5, []),
+    "seven": (7, []),
+    "five, two unreadable": (5, [1, 2]),
+    "seven, all of one process unreadable": (7, [1, 3, 5]),
+    "two, one unreadable": (2, [1]),
+    "one for two processes": (1, []),
+}
+
+SCRIPT = '''
+import json, sys
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+from lightning_csn.metrics import VideoScores
+from lightning_csn.module import LitCSN
+
+folder, devices, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+torch.set_num_threads(1)
+CLIP = dict(frames=4, step=2, fps=None, short_side=32, crop=32, test_crop=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+results = {}
+
+
+def make_batch(numbers, unreadable=(), views=3):
+    clips = [
+        torch.randint(256, (views, 3, 4, 32, 32), generator=torch.Generator().manual_seed(n), dtype=torch.uint8)
+        for n in numbers
+    ]
+    return {
+        "clips": torch.stack(clips) if clips else torch.empty(0, views, 3, 4, 32, 32, dtype=torch.uint8),
+        "labels": torch.tensor([n % 4 for n in numbers], dtype=torch.long),
+        "videos": torch.tensor(list(numbers), dtype=torch.long),
+        "unreadable": [(n, f"{n}.mp4: no such file") for n in unreadable],
+    }
+
+
+def eval_loader(count, unreadable):  # Lightning's own sampler adds repeats, so that the processes have equal parts
+    batches = [make_batch([], [n]) if n in unreadable else make_batch([n]) for n in range(count)]
+    return DataLoader(batches, batch_size=1, collate_fn=lambda batches: batches[0])
+
+
+class AloneWithVideos(L.Callback):
+    """Scores of which only process 0 has seen anything."""
+
+    def on_test_end(self, trainer, module):
+        scores = VideoScores(3)
+        if trainer.global_rank == 0:
+            scores.update(torch.tensor([4]), torch.tensor([2]), torch.tensor([[0.5, 0.25, 0.25]]), [5])
+        results["alone"] = {name: value.item() for name, value in scores.compute().items()}
+
+
+def make_trainer(**options):
+    return L.Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
+        enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
+        default_root_dir=folder, **options,
+    )
+
+
+torch.manual_seed(0)
+model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP)
+for name, (count, unreadable) in cases.items():
+    trainer = make_trainer(callbacks=[AloneWithVideos()] if name == "even" else [])
+    results[name] = trainer.test(model, eval_loader(count, unreadable), verbose=False)[0]
+
+checkpoint = folder + "/two.ckpt"
+if devices == 2:  # in each step another process has nothing to learn from
+    def train_loader(rank):
+        full, empty = make_batch([10 + rank, 12], views=1), make_batch([], [8], views=1)
+        return DataLoader([full, empty] if rank == 0 else [empty, full], batch_size=None)
+
+    class Data(L.LightningDataModule):
+        def train_dataloader(self):
+            return train_loader(self.trainer.global_rank)
+
+    torch.manual_seed(0)
+    model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP, lr=0.1, schedule="constant")
+    start = [parameter.detach().clone() for parameter in model.parameters()]
+    trainer = make_trainer(max_steps=2, use_distributed_sampler=False)
+    trainer.fit(model, Data())
+    trainer.save_checkpoint(checkpoint)
+    ours = torch.nn.utils.parameters_to_vector(model.parameters())
+    results["learnt"] = max(abs(a - b).max().item() for a, b in zip(model.parameters(), start))
+    results["apart"] = (trainer.strategy.broadcast(ours) - ours).abs().max().item()
+    results["statistics apart"] = [
+        (trainer.strategy.broadcast(buffer) - buffer).abs().max().item()
+        for name, buffer in model.network.named_buffers() if name == "stem.norm.running_mean"
+    ][0]
+    results["unreadable in training"] = trainer.callback_metrics["train_unreadable"].item()
+else:
+    model = LitCSN.load_from_checkpoint(checkpoint)
+trainer = make_trainer()
+results["after training"] = trainer.test(model, eval_loader(5, []), verbose=False)[0]
+with open(f"{folder}/{devices}-{trainer.global_rank}.json", "w") as file:
+    json.dump(results, file)
+'''
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Results of two processes (of rank 0 and of rank 1) and then of one, and what the two had to say."""
+    folder = tmp_path_factory.mktemp("distributed")
+    (folder / "script.py").write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+    said = {}
+    for devices in (2, 1):
+        command = [sys.executable, "script.py", str(folder), str(devices), json.dumps(CASES)]
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+        assert run.returncode == 0, run.stdout + run.stderr
+        said[devices] = run.stdout + run.stderr
+    read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("2-0", "2-1", "1-0")}
+    return read["2-0"], read["2-1"], read["1-0"], said[2]
+
+
+@pytest.mark.parametrize("case", [*CASES, "alone"])
+def test_two_processes_give_the_numbers_of_one(results, case):
+    first, second, single, _ = results
+    assert repr(first[case]) == repr(second[case]) == repr(single[case])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_video_is_counted_once(results, case):
+    count, unreadable = CASES[case]
+    found = results[0][case]
+    assert (found["test_videos"], found["test_unreadable"]) == (count - len(unreadable), len(unreadable))
+
+
+def test_training_goes_on_where_one_process_has_nothing_readable(results):
+    first, second, *_ = results
+    assert first["learnt"] > 0
+    assert first["apart"] == second["apart"] == 0
+    assert first["unreadable in training"] == 2
+
+
+def test_a_test_right_after_training_is_of_the_network_that_the_checkpoint_holds(results):
+    first, second, single, _ = results
+    assert second["statistics apart"] > 0  # what makes the test worth having
+    assert first["after training"] == second["after training"] == single["after training"]
+
+
+def test_a_test_is_printed_and_unreadable_videos_are_listed_once(results):
+    said = results[-1]
+    assert said.count("of 3 videos (2 more unreadable)") == 1
+    assert said.count("  video 5: 5.mp4: no such file") == 1
+    assert "sync_dist" not in said  # Lightning's complaint about numbers that are logged for one process only

@@ -1,0 +1,516 @@
+"""LitCSN trains, is scored at video level, and comes back from its files as it was."""
+
+import logging
+import math
+
+import lightning as L
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from lightning_csn.clip import ClipSpec
+from lightning_csn.errors import InputError
+from lightning_csn.models import checkpoints
+from lightning_csn.module import LitCSN, rate_factor
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
+    # What Lightning says of trainings as small as these.
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
+]
+
+CLASSES = ["down", "left", "right", "up"]
+CLIP = {
+    "frames": 4,
+    "step": 2,
+    "fps": 10,
+    "short_side": 36,
+    "crop": 32,
+    "test_crop": 32,
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.25, 0.2, 0.5],
+}
+
+
+def make_model(**options):
+    torch.manual_seed(0)
+    return LitCSN("ircsn_tiny", **({"classes": CLASSES, "clip": CLIP, "schedule": "constant"} | options))
+
+
+def make_batch(labels, *, views=1, unreadable=(), first=0):
+    """Every label has a colour of its own, under noise, so that it can be learnt."""
+    generator = torch.Generator().manual_seed(first)
+    clips = torch.randint(100, (len(labels), views, 3, 4, 32, 32), generator=generator)
+    for clip, label in zip(clips, labels, strict=True):
+        clip[:, label % 3] += 50 + 50 * (label // 3)
+    numbers = torch.arange(first, first + len(labels))
+    return {
+        "clips": clips.to(torch.uint8),
+        "labels": torch.tensor(labels, dtype=torch.long),
+        "videos": numbers,
+        "unreadable": list(unreadable),
+    }
+
+
+def loader(*batches):
+    return DataLoader(list(batches), batch_size=None)
+
+
+TRAIN = [make_batch([0, 1, 2, 3]), make_batch([3, 2, 1, 0], first=4)]
+EVAL = [make_batch([i % 4], views=5, first=i) for i in range(6)]
+
+
+class Data(L.LightningDataModule):
+    def __init__(self, classes, test_clips=5, test_crops=1):
+        super().__init__()
+        self.classes, self.test_clips, self.test_crops = classes, test_clips, test_crops
+
+    def train_dataloader(self):
+        return loader(*TRAIN)
+
+    def val_dataloader(self):
+        return loader(*EVAL)
+
+    test_dataloader = val_dataloader
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Clips this small gain nothing from more, and other tests may be running."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(**options):
+        quiet = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return L.Trainer(**(quiet | options))
+
+    return make
+
+
+class Rates(L.Callback):
+    def __init__(self):
+        self.rates = []
+
+    def on_train_batch_start(self, trainer, *args):
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def states_equal(one, other):
+    return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+
+
+# Learning
+
+
+def test_eight_clips_are_learnt_by_heart(make_trainer):
+    model = make_model(lr=0.05, schedule="cosine", warmup_epochs=1)
+    trainer = make_trainer(max_epochs=15)
+    trainer.fit(model, loader(*TRAIN))
+    assert trainer.callback_metrics["train_top1"] == 1
+    assert trainer.callback_metrics["train_loss_epoch"] < 0.3
+    assert trainer.callback_metrics["train_unreadable"] == 0
+
+
+def test_training_takes_every_view_as_a_clip_of_the_same_label(make_trainer):
+    model = make_model()
+    batch = make_batch([1, 3], views=2)
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(model, loader(batch))
+    fresh = make_model()
+    logits = fresh.network(fresh.normalise(batch["clips"].flatten(0, 1)))
+    expected = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 1, 3, 3]))
+    assert trainer.callback_metrics["train_loss"] == pytest.approx(expected.item())
+
+
+def test_label_smoothing_spreads_its_share_over_all_classes(make_trainer):
+    model = make_model(label_smoothing=0.2)
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(model, loader(TRAIN[0]))
+    fresh = make_model()
+    logs = fresh.network(fresh.normalise(TRAIN[0]["clips"].flatten(0, 1))).log_softmax(-1)
+    target = 0.8 * torch.eye(4)[TRAIN[0]["labels"]] + 0.2 / 4
+    assert trainer.callback_metrics["train_loss"] == pytest.approx(-(target * logs).sum(-1).mean().item())
+
+
+def test_a_batch_without_a_readable_video_gives_every_parameter_a_gradient_of_zero(make_trainer, caplog):
+    model = make_model(weight_decay=0.0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    gradients = []
+    model.on_before_optimizer_step = lambda _: gradients.extend(p.grad for p in model.parameters())
+    trainer = make_trainer(fast_dev_run=1)
+    trainer.fit(model, loader(make_batch([], unreadable=[(3, "a.mp4: no such file")])))
+    assert len(gradients) == len(list(model.parameters()))
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+    assert states_equal(before, model.state_dict())
+    assert trainer.callback_metrics["train_unreadable"] == 1
+    assert "video 3: a.mp4: no such file" in caplog.text
+
+
+def test_a_model_from_pretrained_is_in_eval_mode_and_trains_in_train_mode(tmp_path, make_trainer):
+    make_model().save_pretrained(tmp_path / "weights")
+    model = LitCSN.from_pretrained(tmp_path / "weights")
+    assert not any(module.training for module in model.modules())
+    modes = []
+    model.on_train_batch_start = lambda *_: modes.append(all(module.training for module in model.modules()))
+    make_trainer(fast_dev_run=True).fit(model, loader(TRAIN[0]))
+    assert modes == [True]
+
+
+def test_parts_that_were_frozen_on_purpose_stay_in_eval_mode(make_trainer):
+    model = make_model()
+    model.network.stem.eval()
+    with pytest.warns(UserWarning, match="in eval mode at the start of training"):
+        make_trainer(fast_dev_run=True).fit(model, loader(TRAIN[0]))
+    assert not model.network.stem.training
+
+
+# Learning rate and optimiser
+
+
+@pytest.mark.parametrize(
+    ("options", "rates"),
+    [
+        ({"schedule": "constant"}, [1, 1, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup_epochs": 1}, [0.1, 0.55, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "constant", "warmup_epochs": 0.5, "warmup_start": 0.5}, [0.5, 1, 1, 1, 1, 1, 1, 1]),
+        ({"schedule": "steps", "milestones": [1, 3], "gamma": 0.2}, [1, 1, 0.2, 0.2, 0.2, 0.2, 0.04, 0.04]),
+        ({"schedule": "steps", "milestones": [2.5]}, [1, 1, 1, 1, 1, 0.1, 0.1, 0.1]),
+        ({"schedule": "cosine"}, [(1 + math.cos(math.pi * i / 8)) / 2 for i in range(8)]),
+        ({"schedule": "cosine", "warmup_epochs": 2}, [0.1, 0.325, 0.55, 0.775, 1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_learning_rate_at_every_step(make_trainer, options, rates):
+    seen = Rates()
+    make_trainer(max_epochs=4, callbacks=[seen]).fit(make_model(lr=0.02, **options), loader(*TRAIN))
+    assert [rate / 0.02 for rate in seen.rates] == pytest.approx(rates, abs=1e-6)
+
+
+@pytest.mark.parametrize("end", [{"max_epochs": 4}, {"max_steps": 4}, {"max_steps": 4, "max_epochs": -1}])
+def test_epochs_are_counted_in_steps_of_the_optimiser(make_trainer, end):
+    seen = Rates()
+    trainer = make_trainer(accumulate_grad_batches=2, callbacks=[seen], **end)
+    trainer.fit(make_model(lr=1.0, schedule="steps", milestones=[2]), loader(*TRAIN))
+    assert seen.rates == pytest.approx([1, 1, 1, 1, 0.1, 0.1, 0.1, 0.1])
+
+
+def test_cosine_without_an_end_is_refused(make_trainer):
+    with pytest.raises(InputError, match="pass max_epochs or max_steps"):
+        make_trainer(max_epochs=-1).fit(make_model(schedule="cosine"), loader(*TRAIN))
+
+
+def test_a_warmup_in_epochs_of_data_without_length_is_refused(make_trainer):
+    class Endless(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield from TRAIN
+
+    endless = DataLoader(Endless(), batch_size=None)
+    with pytest.raises(InputError, match="the training data has no length"):
+        make_trainer(max_steps=2).fit(make_model(warmup_epochs=1), endless)
+    seen = Rates()
+    make_trainer(max_steps=2, callbacks=[seen]).fit(make_model(lr=1.0, schedule="cosine"), endless)
+    assert seen.rates == pytest.approx([1, 0.5])
+
+
+def test_a_warmup_longer_than_the_training_never_ends():
+    assert rate_factor(2, epochs=2, schedule="cosine", warmup_epochs=4) == pytest.approx(0.55)
+    assert rate_factor(4, epochs=2, schedule="cosine", warmup_epochs=4) == 0
+
+
+def make_optimizer(make_trainer, **options):
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(make_model(**options), loader(TRAIN[0]))
+    return trainer.optimizers[0]
+
+
+def test_sgd_is_that_of_the_published_recipes(make_trainer):
+    optimizer = make_optimizer(make_trainer)
+    assert type(optimizer) is torch.optim.SGD
+    (group,) = optimizer.param_groups  # norms and biases decay too
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, False, 1e-4)
+    assert len(group["params"]) == len(list(make_model().parameters()))
+
+
+def test_sgd_takes_further_options(make_trainer):
+    assert make_optimizer(make_trainer, optimizer_options={"nesterov": True}).param_groups[0]["nesterov"]
+
+
+def test_adamw_leaves_norms_and_biases_without_decay_if_asked(make_trainer):
+    optimizer = make_optimizer(
+        make_trainer, optimizer="adamw", weight_decay=0.05, decay_norms=False, optimizer_options={"betas": (0.8, 0.9)}
+    )
+    assert type(optimizer) is torch.optim.AdamW
+    assert {group["betas"] for group in optimizer.param_groups} == {(0.8, 0.9)}
+    decays = {group["weight_decay"]: group["params"] for group in optimizer.param_groups}
+    assert decays.keys() == {0.05, 0.0}
+    assert {parameter.ndim for parameter in decays[0.0]} == {1}
+    assert {parameter.ndim for parameter in decays[0.05]} == {2, 5}
+
+
+def test_an_unknown_optimiser_is_refused_with_what_there_is(make_trainer):
+    with pytest.raises(InputError, match=r"no optimiser 'adamv'; there are: .*adamw"):
+        make_optimizer(make_trainer, optimizer="adamv")
+
+
+# Scores
+
+
+def test_the_views_of_a_video_are_averaged_as_by_hand():
+    batch = make_batch([0, 1, 2], views=5)
+    mean, std = torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1, 1), torch.tensor([0.25, 0.2, 0.5]).view(-1, 1, 1, 1)
+    normalised = (batch["clips"] / 255 - mean) / std
+    model = make_model(views_per_pass=4).eval()
+    with torch.no_grad():
+        logits = torch.stack([torch.stack([model.network(view[None])[0] for view in video]) for video in normalised])
+        torch.testing.assert_close(model(batch["clips"]), logits.softmax(-1).mean(1))
+        torch.testing.assert_close(model(normalised), logits.softmax(-1).mean(1))
+        model = make_model(average="logits").eval()
+        torch.testing.assert_close(model(batch["clips"]), logits.mean(1).softmax(-1))
+
+
+def test_no_more_views_than_asked_for_go_through_the_network_at_once():
+    model = make_model(views_per_pass=4).eval()
+    sizes = []
+    model.network.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        model(make_batch([0, 1], views=5)["clips"])
+    assert sizes == [4, 4, 2]
+
+
+def test_clips_without_views_are_refused():
+    with pytest.raises(InputError, match=r"clips must be \(B, V, C, T, H, W\), got \(1, 3, 4, 32, 32\)"):
+        make_model()(torch.zeros(1, 3, 4, 32, 32))
+
+
+def test_a_test_is_printed_with_how_it_was_measured(make_trainer, capsys, caplog):
+    model = make_model()
+    batches = [*EVAL, make_batch([], first=7, unreadable=[(6, "b.mp4: moov atom not found")])]
+    data = Data(CLASSES)
+    data.test_dataloader = lambda: loader(*batches)
+    trainer = make_trainer()
+    trainer.test(model, data, verbose=False)
+    expected = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert expected.keys() == {f"test_{n}" for n in ("top1", "top5", "macro_f1", "loss", "videos", "unreadable")}
+    assert (expected["test_videos"], expected["test_unreadable"]) == (6, 1)
+    assert capsys.readouterr().out == (
+        f"test: top-1 {expected['test_top1']:.4f}, top-5 1.0000, macro F1 {expected['test_macro_f1']:.4f}, "
+        f"loss {expected['test_loss']:.4f} of 6 videos (1 more unreadable); "
+        "5 clips x 1 crops of 4 frames of 32 x 32 pixels, mean of probabilities\n"
+    )
+    assert "unreadable videos of the test split, left out:\n  video 6: b.mp4: moov atom not found" in caplog.text
+
+
+def test_scores_of_one_test_are_gone_in_the_next(make_trainer):
+    model, trainer = make_model(), make_trainer()
+    first = trainer.test(model, loader(*EVAL), verbose=False)
+    assert trainer.test(model, loader(*EVAL), verbose=False) == first
+    assert trainer.test(model, loader(EVAL[0]), verbose=False)[0]["test_videos"] == 1
+
+
+def test_validation_and_test_of_the_same_videos_agree(make_trainer):
+    model, trainer = make_model(), make_trainer()
+    tested = trainer.test(model, loader(*EVAL), verbose=False)[0]
+    validated = trainer.validate(model, loader(*EVAL), verbose=False)[0]
+    assert {name.removeprefix("val_"): value for name, value in validated.items()} == {
+        name.removeprefix("test_"): value for name, value in tested.items()
+    }
+
+
+def test_unreadable_videos_are_told_once_in_a_training(make_trainer, caplog):
+    broken = make_batch([], first=9, unreadable=[(9, "c.mp4: truncated")])
+    with caplog.at_level(logging.WARNING, logger="lightning_csn"):
+        make_trainer(max_epochs=3).fit(make_model(), loader(*TRAIN), loader(*EVAL, broken))
+    assert caplog.text.count("c.mp4: truncated") == 1
+
+
+def test_predict_gives_numbers_and_probabilities(make_trainer):
+    model = make_model()
+    unreadable = [(8, "d.mp4: empty")]
+    batches = [*EVAL, make_batch([], first=8, unreadable=unreadable)]
+    answers = make_trainer().predict(model, loader(*batches))
+    assert torch.equal(torch.cat([answer["videos"] for answer in answers]), torch.arange(6))
+    with torch.no_grad():
+        expected = torch.cat([model.eval()(batch["clips"]) for batch in EVAL])
+    torch.testing.assert_close(torch.cat([answer["probabilities"] for answer in answers]), expected)
+    assert [tuple(entry) for entry in answers[-1]["unreadable"]] == unreadable
+
+
+# Classes
+
+
+def test_the_names_of_the_data_become_those_of_a_model_without(make_trainer):
+    model = make_model(classes=None, num_classes=4)
+    make_trainer(fast_dev_run=True).fit(model, Data(CLASSES))
+    assert model.classes == model.hparams["classes"] == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (["left", "down", "right", "up"], "label 0 is 'left' in the data and 'down' in the model"),
+        (["a", "b", "c"], r"the data has 3 classes and the model 4; .* pass num_classes=3"),
+        (["a", "b", "c", "d", "e"], r"the data has 5 classes and the model 4; .* pass num_classes=5"),
+    ],
+)
+def test_data_whose_labels_mean_something_else_are_refused(make_trainer, classes, message):
+    with pytest.raises(InputError, match=message):
+        make_trainer(fast_dev_run=True).fit(make_model(), Data(classes))
+
+
+def test_a_test_may_have_fewer_classes_or_other_spellings(make_trainer):
+    make_trainer(fast_dev_run=True).test(make_model(), Data(["0", "1", "2"]), verbose=False)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_classes": 3}, "num_classes is 3, but classes has 4 names"),
+        ({"classes": ["a", "b", "a"]}, "'a' is there twice"),
+        ({"classes": None}, "how many classes"),
+        ({"classes": None, "num_classes": 1}, "2 classes or more, got 1"),
+        ({"schedule": "cosin"}, "schedule must be one of cosine, steps, constant, got 'cosin'"),
+        ({"schedule": "steps"}, "needs milestones"),
+        ({"average": "votes"}, "average must be one of probabilities, logits"),
+        ({"views_per_pass": 0}, "views_per_pass must be 1 or more"),
+        ({"clip": {"frames": 8}}, r"clip\.step, .*clip\.std"),
+        ({"clip": CLIP | {"length": 8}}, "no clip.length"),
+        ({"network": {"num_classes": 3}}, "an option of its own"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        make_model(**options)
+
+
+@pytest.mark.parametrize("options", [{"learning_rate": 1}, {"network": {"drop_out": 0.5}}])
+def test_unknown_options_are_type_errors(options):
+    with pytest.raises(TypeError, match=next(iter(options.get("network", options)))):
+        make_model(**options)
+
+
+# Files
+
+
+def is_plain(value):
+    if isinstance(value, dict):
+        return all(type(key) is str and is_plain(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(is_plain(item) for item in value)
+    return type(value) in (str, int, float, bool, type(None))
+
+
+def test_a_lightning_checkpoint_is_plain_and_comes_back_without_the_loader(tmp_path, make_trainer, monkeypatch):
+    make_model().save_pretrained(tmp_path / "weights")
+    model = LitCSN.from_pretrained(
+        tmp_path / "weights",
+        classes=["a", "b"],
+        clip={"step": 3},
+        network={"dropout": 0.5, "drop_path": 0.1},
+        optimizer_options={"nesterov": True},
+        schedule="cosine",
+    )
+    trainer = make_trainer(max_epochs=1)
+    batches = [make_batch([0, 1], first=4)]
+    trainer.fit(model, loader(*batches))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    hparams = torch.load(tmp_path / "last.ckpt", weights_only=True)["hyper_parameters"]
+    assert type(hparams) is dict
+    assert is_plain(hparams)
+    assert hparams["pretrained"] is None
+    assert hparams["architecture"] == "ircsn_tiny"
+    assert hparams["classes"] == ["a", "b"]
+    assert hparams["network"]["dropout"] == 0.5
+    assert hparams["clip"] == CLIP | {"step": 3}
+
+    def load(*args, **kwargs):
+        raise AssertionError("a reload must not ask for the pretrained weights")
+
+    monkeypatch.setattr(checkpoints, "load", load)
+    back = LitCSN.load_from_checkpoint(tmp_path / "last.ckpt")
+    assert states_equal(back.state_dict(), model.state_dict())
+    assert (back.clip, back.classes, dict(back.hparams)) == (model.clip, model.classes, dict(model.hparams))
+    make_trainer(max_epochs=2).fit(back, loader(*batches), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, make_trainer):
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(make_model(), loader(TRAIN[0]))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    content = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    del content["state_dict"]["network.head.bias"]
+    torch.save(content, tmp_path / "last.ckpt")
+    with pytest.raises(RuntimeError, match=r"Missing key.*network\.head\.bias"):
+        LitCSN.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_hyper_parameters_that_are_not_plain_are_refused():
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        make_model(optimizer_options={"betas": torch.zeros(2)})
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "cosine", "warmup_epochs": 1.5}, {"optimizer": "adamw"}])
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, make_trainer, schedule):
+    class SaveFirstEpoch(L.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            if trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "first.ckpt")
+
+    whole, seen = make_model(**schedule), Rates()
+    make_trainer(max_epochs=3, callbacks=[SaveFirstEpoch(), seen]).fit(whole, loader(*TRAIN))
+    resumed, seen_again = make_model(**schedule), Rates()
+    trainer = make_trainer(max_epochs=3, callbacks=[seen_again])
+    trainer.fit(resumed, loader(*TRAIN), ckpt_path=tmp_path / "first.ckpt")
+    assert seen_again.rates == seen.rates[2:]
+    assert states_equal(whole.state_dict(), resumed.state_dict())
+
+
+def test_save_pretrained_gives_back_the_same_model(tmp_path):
+    model = make_model().eval()
+    model.save_pretrained(tmp_path / "weights")
+    back = LitCSN.from_pretrained(tmp_path / "weights")
+    clips = make_batch([0, 1], views=2)["clips"]
+    with torch.no_grad():
+        assert torch.equal(back(clips), model(clips))
+    assert (back.clip, back.classes) == (model.clip, model.classes) == (ClipSpec(**CLIP), CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("options", "kept"),
+    [
+        ({}, True),
+        ({"num_classes": 4}, True),
+        ({"classes": CLASSES}, True),
+        ({"classes": CLASSES[::-1]}, False),
+        ({"classes": ["a", "b", "c", "d"]}, False),
+        ({"num_classes": 5}, False),
+    ],
+)
+def test_the_head_stays_only_if_it_was_made_for_the_same_classes(tmp_path, options, kept):
+    model = make_model()
+    model.save_pretrained(tmp_path / "weights")
+    loaded = LitCSN.from_pretrained(tmp_path / "weights", **options)
+    trunk, head = loaded.state_dict(), model.network.head.weight
+    assert torch.equal(trunk["network.stem.conv.weight"], model.network.stem.conv.weight)
+    assert torch.equal(loaded.network.head.weight, head) is kept if loaded.num_classes == 4 else not kept
+    expected = CLASSES if kept else options.get("classes")
+    assert loaded.classes == loaded.hparams["classes"] == expected
+
+
+def test_another_architecture_than_that_of_the_weights_is_refused(tmp_path):
+    make_model().save_pretrained(tmp_path / "weights")
+    with pytest.raises(InputError, match="of architecture ircsn_tiny, not ircsn_50"):
+        LitCSN("ircsn_50", pretrained=str(tmp_path / "weights"))
