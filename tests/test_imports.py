@@ -15,7 +15,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
     "models": {f"models.{path.stem}" for path in (PACKAGE / "models").glob("*.py")},
     "data": {f"data.{path.stem}" for path in (PACKAGE / "data").glob("*.py")},
     "roof": {"module", "metrics", "datamodule", "predict", "visualize"},
-    "door": {"__init__", "__main__", "cli"},
+    "door": {"__init__", "__main__", "cli", "trainer_commands"},
 }
 BELOW = {
     "ground": set(),

@@ -1,0 +1,241 @@
+"""What a network says of videos: of one file, as a whole and over time, and of a data set, into a file.
+
+Shapes: C channels, T frames, H x W pixels, V views, K classes. Times are in seconds from the first frame.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import BasePredictionWriter
+from torch import Tensor, nn
+
+from lightning_csn.clip import ClipSpec
+from lightning_csn.data.dataset import decoded_size
+from lightning_csn.data.sampling import resample, spread_clips
+from lightning_csn.data.transforms import views
+from lightning_csn.data.video import Video
+from lightning_csn.errors import InputError
+from lightning_csn.module import LitCSN, gather
+from lightning_csn.visualize import FRAMES, Card, spread
+
+Top = list[tuple[str, float]]  # classes and their probabilities, the likeliest first
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a network says of one video.
+
+    top: of the whole video.
+    timeline: (start_seconds, end_seconds, top) of one window after the other, from the first frame to the last.
+    """
+
+    path: str
+    top: Top
+    timeline: list[tuple[float, float, Top]]
+
+
+def classify(
+    model: LitCSN,
+    path: str | os.PathLike[str],
+    *,
+    clips: int = 10,
+    crops: int = 1,
+    top: int = 5,
+    every: float | None = None,
+) -> Prediction:
+    """The likeliest classes of a video.
+
+    clips, crops: views that are averaged: so many clips, spread evenly, of 1 (the middle) or 3 squares each.
+    top: how many classes to name. Outputs that have no names are called "output 0" and so on.
+    every: seconds of a window of the timeline; None for no timeline. A window is judged by as many clips as it is
+        long, at most `clips`; one that is shorter than a clip is judged by the clip around it.
+
+    A video that is shorter than a clip repeats its last frame. The model runs on the device where it is, in eval mode,
+    and is left in the mode that it was in. Raises VideoError where the video cannot be read, InputError for an `every`
+    that is shorter than a frame, or any `every` for a video without times.
+    """
+    spec = model.clip
+    with Video(path) as video, evaluating(model):
+        numbers = resample(video.info.num_frames, video.info.fps, spec.fps)
+
+        def answer(first: int, end: int, count: int) -> Top:
+            """Of `count` clips out of the resampled frames first to end."""
+            picks = spread_clips(end - first, length=spec.frames, step=spec.step, count=count)
+            wanted = [[numbers[first + i] for i in pick] for pick in picks]
+            probabilities = model(read_views(video, wanted, spec, crops).unsqueeze(0).to(model.device))[0]  # (K,)
+            return likeliest(probabilities, model.classes, top)
+
+        whole = answer(0, len(numbers), clips)
+        timeline = []
+        if every is not None:
+            if video.info.seconds is None:
+                raise InputError(f"{path}: the file has no times, so there is no timeline of it")
+            fps = len(numbers) / video.info.seconds
+            for start_seconds, end_seconds, first, end in plan_timeline(len(numbers), fps=fps, every=every):
+                count = min(clips, -(-(end - first) // spec.span))
+                around = widen(first, end, span=spec.span, num_frames=len(numbers))
+                timeline.append((start_seconds, end_seconds, answer(*around, count)))
+    return Prediction(os.fspath(path), whole, timeline)
+
+
+def plan_timeline(num_frames: int, *, fps: float, every: float) -> list[tuple[float, float, int, int]]:
+    """Windows of `every` seconds that cover a video: (start_seconds, end_seconds, first frame, frame after the last).
+
+    The last window ends with the video. InputError for windows shorter than a frame.
+
+    >>> plan_timeline(25, fps=10, every=1)
+    [(0, 1, 0, 10), (1, 2, 10, 20), (2, 2.5, 20, 25)]
+    """
+    if every * fps < 1:
+        raise InputError(f"a window of {every} s is shorter than a frame, of {1 / fps:.3g} s")
+    count = math.ceil(num_frames / (every * fps))
+    windows: list[tuple[float, float, int, int]] = []
+    for k in range(count):
+        first, end = round(k * every * fps), min(round((k + 1) * every * fps), num_frames)
+        if first == num_frames:  # less than half a frame is left: it belongs to the window before
+            start_seconds, _, first, _ = windows.pop()
+        else:
+            start_seconds = k * every
+        last = k == count - 1
+        windows.append(
+            (start_seconds, num_frames / fps if last else (k + 1) * every, first, num_frames if last else end)
+        )
+    return windows
+
+
+def widen(first: int, end: int, *, span: int, num_frames: int) -> tuple[int, int]:
+    """The frames first to end, and as many on both sides as a clip of `span` frames needs, within the video.
+
+    >>> widen(10, 14, span=8, num_frames=100), widen(0, 4, span=8, num_frames=100), widen(2, 4, span=8, num_frames=5)
+    ((8, 16), (0, 8), (0, 5))
+    """
+    if end - first >= span:
+        return first, end
+    first = max(0, min((first + end - span) // 2, num_frames - span))
+    return first, min(first + span, num_frames)
+
+
+def read_views(video: Video, clips: Sequence[Sequence[int]], spec: ClipSpec, crops: int) -> Tensor:
+    """The views of an open video, uint8 (V, C, T, H, W): `crops` squares of every clip; each frame is decoded once."""
+    wanted = sorted({number for clip in clips for number in clip})
+    frames = video.frames(wanted, size=decoded_size(video.info, spec.short_side)).permute(0, 3, 1, 2)  # (T, C, H, W)
+    places = {number: place for place, number in enumerate(wanted)}
+    return torch.cat([views(frames[[places[number] for number in clip]], spec, crops) for clip in clips])
+
+
+def likeliest(probabilities: Tensor, classes: Sequence[str] | None, top: int) -> Top:
+    """The `top` largest of the probabilities (K,), with their classes' names; outputs without names are numbered.
+
+    >>> likeliest(torch.tensor([0.25, 0.75]), None, 5)
+    [('output 1', 0.75), ('output 0', 0.25)]
+    """
+    values, numbers = probabilities.float().topk(min(top, len(probabilities)))
+    names = [classes[number] if classes else f"output {number}" for number in numbers.tolist()]
+    return list(zip(names, values.tolist(), strict=True))
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; afterwards every module is in the mode that it was in."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of this name; "auto" is the first CUDA GPU or else the CPU. InputError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch that was built without CUDA
+        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
+
+
+def card(answer: Prediction, truth: str | None = None) -> Card:
+    """A card for the contact sheet: frames of the video, the answer, and the class that it should be."""
+    with Video(answer.path) as video:
+        frames = video.frames(spread(video.info.num_frames, FRAMES))
+    return Card(answer.path, frames, answer.top, truth)
+
+
+class PredictionWriter(BasePredictionWriter):
+    """Writes what `Trainer.predict` gives into one CSV file, on any number of processes.
+
+    A line per video in the order of the data: path, class_1, probability_1 ... class_5, probability_5, error (why the
+    video could not be read).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, top: int = 5) -> None:
+        super().__init__("batch")
+        self.path = Path(path)
+        self.top = top
+        self._lines: dict[int, str] = {}  # by the number of the video
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Ask the data where its videos lie, once."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
+        self._paths = [sample.path for sample in data.predict_samples]
+
+    def write_on_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        prediction: dict[str, Any],
+        batch_indices: Sequence[int] | None,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int,
+    ) -> None:
+        """Keep the lines of a batch."""
+        classes: Any = pl_module.classes
+        for video, probabilities in zip(prediction["videos"].tolist(), prediction["probabilities"], strict=True):
+            self._lines[video] = self._line(video, likeliest(probabilities, classes, self.top))
+        for video, message in prediction["unreadable"]:
+            self._lines[video] = self._line(video, [], message)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the file, from the first process: beside its place, then renamed."""
+        lines, self._lines = gather(self._lines), {}
+        if not trainer.is_global_zero:
+            return
+        columns = (f"{name}_{k + 1}" for k in range(self.top) for name in ("class", "probability"))
+        part = self.path.with_name(f"{self.path.name}.part")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            text = csv_line(["path", *columns, "error"]) + "".join(lines[video] for video in sorted(lines))
+            part.write_text(text, encoding="utf-8", newline="")
+            part.replace(self.path)
+        except OSError as error:
+            raise InputError(f"{self.path}: the answers cannot be written: {error.strerror}") from error
+
+    def _line(self, video: int, top: Top, error: str = "") -> str:
+        cells: list[Any] = [cell for pair in top for cell in pair]
+        return csv_line([self._paths[video], *cells, *[""] * (2 * self.top - len(cells)), error])
+
+
+def csv_line(cells: Sequence[Any]) -> str:
+    r"""Cells as a line of CSV, quoted where needed.
+
+    >>> csv_line(["one, two.mp4", 0.5])
+    '"one, two.mp4",0.5\n'
+    """
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue()

@@ -1,0 +1,328 @@
+"""fit, validate, test and predict: Lightning's command line over LitCSN and VideoDataModule.
+
+What this adds to LightningCLI: options given by hand win over what a checkpoint holds, or are refused where the weights
+contradict them (LightningCLI ignores them without a word, Lightning pull request 21455);
+every run keeps its checkpoints, and DIR/last.ckpt is the last one of the newest run.
+
+Imported by `cli` once one of these commands runs: importing Lightning takes seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import docstring_parser
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from lightning_csn.datamodule import VideoDataModule
+from lightning_csn.errors import InputError
+from lightning_csn.module import LitCSN
+from lightning_csn.predict import PredictionWriter
+
+TRAINER_DEFAULTS = {"default_root_dir": "runs", "max_epochs": 20}  # Lightning's own default is 1000 epochs
+
+VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list")  # options of VideoDataModule that name some
+
+# Options of LitCSN that are facts about the weights: another value needs other weights.
+WEIGHTS = ("architecture", "num_classes", "classes", "network", "origin")
+# ... but these options of `network` may change from run to run.
+FREE_NETWORK_OPTIONS = ("dropout", "drop_path", "norm_momentum", "head_pooling", "head_average")
+# Options whose values live on in the optimiser's and the scheduler's state, so that resuming would ignore new ones.
+OPTIMISER = (
+    "optimizer",
+    "lr",
+    "momentum",
+    "weight_decay",
+    "decay_norms",
+    "optimizer_options",
+    "schedule",
+    "warmup_epochs",
+    "warmup_start",
+    "milestones",
+    "gamma",
+)
+
+
+def run(command: str, description: str, argv: list[str]) -> None:
+    """Run fit, validate, test or predict with options as they were typed; SystemExit from the parser (2, or 0)."""
+    with warnings.catch_warnings():
+        # LightningCLI 2.6 calls add_instantiator, instantiate_classes and skip_none of jsonargparse, which jsonargparse
+        # 4.49 calls deprecated: no business of whoever trains a network, and not ours to change.
+        warnings.filterwarnings("ignore", category=DeprecationWarning, module=r"lightning\.pytorch\.cli")
+        # Lightning 2.6 asks torch's trees for their leaves in a way that torch 2.12 calls deprecated.
+        warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+        if command != "fit":  # a checkpoint holds the state of callbacks that only training has
+            warnings.filterwarnings("ignore", message=r"Be aware that when using `ckpt_path`, callbacks used to create")
+        TrainerCommand(command, description, argv).run_command()
+
+
+class TrainerCommand(LightningCLI):
+    """One of the Trainer's methods as a command; options are data.*, model.*, trainer.* and a few of its own."""
+
+    def __init__(self, command: str, description: str, argv: list[str]) -> None:
+        self.command = command
+        self.folder: str | None = None  # for checkpoints, where a run goes on that has one
+        self.typed = {token[2:].split("=")[0] for token in argv if token.startswith("--")}
+        super().__init__(
+            LitCSN,
+            VideoDataModule,
+            save_config_callback=SaveConfigCallback if command == "fit" else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults=TRAINER_DEFAULTS,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": f"lightning-csn {command}",
+                "usage": "%(prog)s [--data.OPTION VALUE] [--model.OPTION VALUE] [--trainer.OPTION VALUE] [...]",
+                "description": description,
+            },
+            args=argv,
+            run=False,  # one parser, for this command alone; run_command does the rest
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,  # LitCSN writes its hyper-parameters itself, with all of them filled in
+        )
+
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Data and model first: Trainer's forty options are for later."""
+        for key, kind in (("data", VideoDataModule), ("model", LitCSN)):
+            # jsonargparse would take a clip as a whole ClipSpec or not at all, but it may be given in part.
+            parser.add_class_arguments(kind, key, skip={"clip"}, fail_untyped=False, sub_configs=True)
+            parser.add_argument(
+                f"--{key}.clip", type=dict[str, Any] | None, default=None, help=argument_help(kind, "clip")
+            )
+        parser.add_lightning_class_args(Trainer, "trainer")
+        parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """--ckpt_path, --output; in training the data name the classes."""
+        purpose = "go on with this run" if self.command == "fit" else "the network of this run"
+        parser.add_argument("--ckpt_path", type=str | None, help=f"A file that fit wrote (.ckpt): {purpose}.")
+        if self.command == "fit":
+            parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+        if self.command == "predict":
+            parser.add_argument("--output", type=str, default="predictions.csv", help="Where the answers are written.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """As LightningCLI, and once more without the defaults, to know what was given by hand."""
+        self.config = parser.parse_args(args)
+        self.given = parser.parse_args(args, defaults=False)
+
+    def before_instantiate_classes(self) -> None:
+        """Bring together what was given by hand and what the checkpoint holds."""
+        if all(self.config.data[name] is None for name in VIDEOS):
+            raise InputError(f"{self.command} needs videos: --data.root FOLDER, or list files (--data.test_list FILE)")
+        if self.config.ckpt_path is None:
+            if self.command != "fit" and self.config.model.pretrained is None:
+                raise InputError(
+                    f"{self.command} needs a network: --ckpt_path FILE of a run, or --model.pretrained NAME, FILE or "
+                    "FOLDER ('lightning-csn checkpoints' lists the names)"
+                )
+            return
+        if "model.pretrained" in self.typed:
+            raise InputError(
+                "--ckpt_path and --model.pretrained both bring weights; give one of them (--model.pretrained "
+                f"{self.config.ckpt_path} starts a new run from the weights of that file)"
+            )
+        checkpoint = read_checkpoint(self.config.ckpt_path)
+        self.folder = folder_of_run(checkpoint, str(self.config.trainer.default_root_dir))
+        merged = merge_settings(
+            checkpoint["hyper_parameters"],
+            plain(self.given.get("model", Namespace())),
+            typed={name.split(".")[1] for name in self.typed if name.startswith("model.")},
+            defaults=plain(self.parser.get_defaults().model),
+            resume=self.command == "fit",
+        )
+        for name, value in merged.items():
+            self.config.model[name] = value
+        if self.command == "fit" and self.config.data.classes is None:
+            self.config.data.classes = merged["classes"]  # labels go on meaning what they meant
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Training keeps its curves and its last and best checkpoint, unless given a logger or callbacks for that."""
+        settings = self.config_init.trainer
+        given = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
+        callbacks: list[Callback] = [callback for callback in given if callback is not None]
+        if settings.logger is None:
+            settings.logger = CSVLogger(settings.default_root_dir, name="") if self.command == "fit" else False
+        if self.command == "fit":
+            if not self.datamodule.has_split("val"):
+                settings.limit_val_batches = 0
+            if settings.enable_checkpointing is not False:
+                own = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
+                if not own and settings.limit_val_batches != 0:
+                    best = "{epoch}-{val_top1:.4f}"
+                    callbacks.append(ModelCheckpoint(self.folder, filename=best, monitor="val_top1", mode="max"))
+                callbacks.append(LastCheckpoint(self.folder))
+        if self.command == "predict":
+            callbacks.append(PredictionWriter(self.config.output))
+        settings.callbacks = callbacks
+        return super().instantiate_trainer(**kwargs)
+
+    def run_command(self) -> None:
+        """Call the Trainer's method, and say where things are."""
+        method = getattr(self.trainer, self.command)
+        options = {"return_predictions": False} if self.command == "predict" else {}
+        method(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True, **options)
+        if self.command == "fit":
+            self.report_checkpoints()
+
+    @rank_zero_only
+    def report_checkpoints(self) -> None:
+        """Which files the run left, and the command that tests them."""
+        kept = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
+        for callback in kept:
+            if callback.monitor is not None and callback.best_model_score is not None:
+                print(f"best {callback.monitor} {callback.best_model_score:.4f}: {shown(callback.best_model_path)}")
+        if kept and isinstance(kept[-1], LastCheckpoint) and kept[-1].best_model_path:
+            last = kept[-1].newest(self.trainer) or kept[-1].best_model_path
+            where = f" --data.root {self.config.data.root}" if self.config.data.root else " --data.test_list ..."
+            print(f"last: {shown(last)}")
+            print(f"to test it: lightning-csn test --ckpt_path {shown(last)}{where}")
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Keeps the newest state of a run as last.ckpt in its folder, and that of the newest run as DIR/last.ckpt.
+
+    DIR is default_root_dir, below which every run has a numbered folder. ModelCheckpoint's own `save_last` saves when
+    the best one is saved, and so not at the end of a run that got no better.
+    """
+
+    def __init__(self, folder: str | None = None) -> None:
+        super().__init__(folder, filename="last", enable_version_counter=False)
+
+    def newest(self, trainer: Trainer) -> Path | None:
+        """DIR/last.ckpt; None on storage that is not a file system, where there is none."""
+        return None if "://" in str(trainer.default_root_dir) else Path(trainer.default_root_dir, "last.ckpt")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, if this is when."""
+        super().on_validation_end(trainer, pl_module)
+        self._link(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save, if this is when."""
+        super().on_train_epoch_end(trainer, pl_module)
+        self._link(trainer)
+
+    @rank_zero_only
+    def _link(self, trainer: Trainer) -> None:
+        newest, last = self.newest(trainer), Path(self.best_model_path)
+        if newest is None or not last.is_file() or (newest.exists() and newest.samefile(last)):
+            return
+        part = newest.with_name(f"{newest.name}.{os.getpid()}.part")
+        part.unlink(missing_ok=True)
+        try:
+            os.link(last, part)  # Lightning replaces files that it saves, so that this one stays whole until the next
+        except OSError:  # a file system without hard links
+            shutil.copyfile(last, part)
+        os.replace(part, newest)
+
+
+def read_checkpoint(path: str) -> dict[str, Any]:
+    """What a Lightning checkpoint of LitCSN holds; InputError if the file is none."""
+    if not Path(path).is_file():
+        raise InputError(f"--ckpt_path {path}: there is no such file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"--ckpt_path {path}: this is no Lightning checkpoint that can be read: {reason}") from error
+    if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= set(content):
+        raise InputError(
+            f"--ckpt_path {path}: this is no Lightning checkpoint (it has no hyper_parameters); weights alone are "
+            f"loaded by --model.pretrained {path}"
+        )
+    return content
+
+
+def folder_of_run(checkpoint: Mapping[str, Any], root: str) -> str | None:
+    """Where the run of a checkpoint keeps its checkpoints, if that is still there and below `root`."""
+    for name, state in checkpoint.get("callbacks", {}).items():
+        if name.startswith(LastCheckpoint.__name__):
+            folder = Path(state["dirpath"]).absolute()
+            return str(folder) if folder.is_dir() and folder.is_relative_to(Path(root).absolute()) else None
+    return None
+
+
+def merge_settings(
+    held: Mapping[str, Any],
+    given: Mapping[str, Any],
+    *,
+    typed: set[str],
+    defaults: Mapping[str, Any],
+    resume: bool,
+) -> dict[str, Any]:
+    """Options of LitCSN from a checkpoint (`held`) and by hand (`given`, of which `typed` on the command line).
+
+    What was given by hand wins. Where it cannot, InputError names both values: the weights decide WEIGHTS, and when a
+    run is resumed its optimiser goes on as it was. A config file that fit saved names every option, so that there a
+    null, or the default for one of WEIGHTS, counts as not said; `clip` and `network` may be given in part.
+
+    >>> merge_settings({"lr": 0.1, "num_classes": 4}, {"lr": 0.2}, typed={"lr"}, defaults={}, resume=False)
+    {'lr': 0.2, 'num_classes': 4, 'pretrained': None}
+    """
+    merged = dict(held)
+    for name, value in given.items():
+        if name == "pretrained" or value is None:
+            continue
+        if name in WEIGHTS and name not in typed and value == defaults.get(name):
+            continue
+        before = held.get(name)
+        if name == "network":
+            before = before or {}
+            for option, new in value.items():
+                if option not in FREE_NETWORK_OPTIONS and option in before and before[option] != new:
+                    raise contradiction(f"network.{option}", new, before[option])
+            merged[name] = {**before, **value}
+        elif name == "clip":
+            merged[name] = {**(before or {}), **value}
+        elif name in WEIGHTS and name in held and value != before:
+            raise contradiction(name, value, before)
+        elif resume and name in OPTIMISER and name in held and listed(value) != listed(before):
+            raise InputError(
+                f"--model.{name} {value}: the run to go on with has {name} {before}, and its optimiser goes on as it "
+                "was; to train the weights with other settings start a new run, with --model.pretrained in place of "
+                "--ckpt_path"
+            )
+        else:
+            merged[name] = value
+    merged["pretrained"] = None  # the weights come from the checkpoint
+    return merged
+
+
+def contradiction(name: str, given: Any, held: Any) -> InputError:
+    """The message for an option that only other weights could have."""
+    return InputError(f"--model.{name} {given}: the weights of the checkpoint were made with {name} {held}")
+
+
+def shown(path: str | Path) -> str:
+    """A path as a user would type it: relative where it lies below the current folder."""
+    path = Path(path).absolute()
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def plain(options: Any) -> dict[str, Any]:
+    """A parser's namespace, as far down as it goes, as dicts."""
+    return options.as_dict() if isinstance(options, Namespace) else dict(options)
+
+
+def argument_help(kind: type, name: str) -> str:
+    """What the docstring of a class says of an argument."""
+    described = docstring_parser.parse(kind.__doc__ or "").params
+    return next((param.description or "" for param in described if param.arg_name == name), "")
+
+
+def listed(value: Any) -> Any:
+    """Tuples as the lists that a checkpoint or a config makes of them."""
+    return list(value) if isinstance(value, tuple) else value

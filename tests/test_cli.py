@@ -1,0 +1,458 @@
+"""The command line: what each command prints, which exit code it gives, and which option wins."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import subprocess
+import sys
+
+import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they find, which must not be one test's
+import pytest
+import torch
+
+from lightning_csn import cli
+from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main
+from lightning_csn.clip import ClipSpec
+from lightning_csn.models import checkpoints
+from lightning_csn.models.network import create_network
+
+CLASSES = ["clapping", "jumping", "waving"]
+CLIP = ClipSpec(
+    frames=4, step=1, fps=None, short_side=32, crop=32, test_crop=32, mean=(0.4, 0.4, 0.4), std=(0.2, 0.2, 0.2)
+)
+SMALL = [f"--model.clip={json.dumps(CLIP.to_dict())}", "--data.num_workers=0", "--data.batch_size=4"]
+QUIET = [
+    "--trainer.accelerator=cpu",
+    "--trainer.devices=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+    "--trainer.logger=false",
+]
+
+# Of Lightning, about runs as short as these; a user's run is long enough, or should hear it.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
+
+
+def save_weights(folder, classes=CLASSES):
+    torch.manual_seed(0)
+    network = create_network("ircsn_tiny", num_classes=len(classes) if classes else 3)
+    record = checkpoints.Checkpoint(
+        architecture="ircsn_tiny", num_classes=network.num_classes, classes=classes, clip=CLIP.to_dict()
+    )
+    return checkpoints.save(network, record, folder)
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory):
+    """A folder with weights of a tiny network for the classes of `video_folder`."""
+    return save_weights(tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, split_folder):
+    """The folder of a run of two epochs, a step each, as `fit` leaves it."""
+    runs = tmp_path_factory.mktemp("trained") / "runs"
+    code = main(
+        ["fit", f"--data.root={split_folder}", "--model.architecture=ircsn_tiny", "--model.lr=0.125", *SMALL]
+        + [option for option in QUIET if "logger" not in option]
+        + ["--trainer.max_epochs=2", "--data.batch_size=12", f"--trainer.default_root_dir={runs}"]
+    )
+    assert code == 0
+    return runs
+
+
+def hyper_parameters(path):
+    return torch.load(path, weights_only=True)["hyper_parameters"]
+
+
+# ---------------------------------------------------------------- help, and what a wrong command gets
+
+
+@pytest.mark.parametrize(
+    "argv", [["--help"], *([name, "--help"] for name in (*COMMANDS, *TRAINER_COMMANDS)), ["--version"]]
+)
+def test_help_and_version_exit_with_0(argv, capsys):
+    assert main(argv) == 0
+    assert capsys.readouterr().out.startswith("usage: lightning-csn" if argv[-1] == "--help" else "lightning-csn 0.")
+
+
+def test_help_lists_every_command_with_what_it_does(capsys):
+    assert main([]) == 0
+    page = capsys.readouterr().out
+    for name, summary in [(n, c.summary) for n, c in COMMANDS.items()] + [
+        (n, c[0]) for n, c in TRAINER_COMMANDS.items()
+    ]:
+        assert re.search(rf"^  {name} +{re.escape(summary)}$", page, re.MULTILINE)
+    assert max(map(len, page.splitlines())) <= 110
+
+
+def test_help_and_the_list_of_checkpoints_import_nothing_heavy():
+    heavy = "torch lightning av timm torchvision huggingface_hub PIL numpy"
+    script = f"""
+import sys
+from lightning_csn.cli import main
+for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoints", "--help"], ["checkpoints"]):
+    assert main(argv) == 0, argv
+    loaded = [name for name in {heavy!r}.split() if name in sys.modules]
+    assert not loaded, (argv, loaded)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["clasify", "a.mp4"], "invalid choice: 'clasify'"),
+        (["classify"], "the following arguments are required: VIDEO"),
+        (["classify", "a.mp4", "--clips", "0"], "a whole number of 1 or more is needed, got 0"),
+        (["classify", "a.mp4", "--every", "-1"], "a number of seconds above 0 is needed, got -1"),
+        (["classify", "a.mp4", "--model", "ircsn_152_ig65"], "no checkpoint 'ircsn_152_ig65'; there are: ircsn_"),
+        (["classify", "a.mp4", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["checkpoints", "vit*"], "no checkpoint's name matches 'vit*'"),
+        (["download", "nope"], "no checkpoint 'nope'"),
+        (["convert", "nope.pth", "out"], "nope.pth: no such file"),
+        (["verify", "nope.pth"], "nope.pth: no such file"),
+        (["make-motion", "m", "--train", "-1"], "train is a number of videos per class, got -1"),
+        (["fit"], "fit needs videos: --data.root FOLDER"),
+        (["fit", "--data.root=nowhere", "--model.architecture=ircsn_tiny"], "nowhere: no such folder"),
+        (["fit", "--data.rot=x"], "data.rot"),
+        (["fit", "--data.root=.", "--model.lr=fast"], "model.lr"),
+        (["fit", "--config=nope.yaml"], "nope.yaml"),
+        (["test", "--data.root=."], "test needs a network: --ckpt_path FILE of a run, or --model.pretrained"),
+        (["test", "--data.root=.", "--ckpt_path=nope.ckpt"], "--ckpt_path nope.ckpt: there is no such file"),
+    ],
+)  # fmt: skip
+def test_wrong_input_gets_a_message_and_2(argv, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(argv) == 2
+    shown = capsys.readouterr()
+    assert message in shown.err
+    assert "Traceback" not in shown.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0), (cli.InputError("no such thing"), 2)]
+)
+def test_exit_codes_of_what_a_command_raises(raised, code, capsys, monkeypatch):
+    def run(args):
+        raise raised
+
+    monkeypatch.setitem(COMMANDS, "checkpoints", cli.Command("nothing", cli.checkpoints_options, run))
+    monkeypatch.setattr(os, "dup2", lambda *_: None)  # pytest still needs its stdout
+    monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
+    assert main(["checkpoints"]) == code
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch):
+    def run(args):
+        raise RuntimeError("a bug")
+
+    monkeypatch.setitem(COMMANDS, "checkpoints", cli.Command("nothing", cli.checkpoints_options, run))
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(["checkpoints"])
+
+
+def test_an_interrupted_trainer_is_130(monkeypatch):
+    def run(command, argv):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            sys.exit(1)  # as Lightning does
+
+    monkeypatch.setattr(cli, "run_trainer", run)
+    assert main(["fit"]) == 130
+
+
+# ---------------------------------------------------------------- weights
+
+
+def test_checkpoints_lists_names_accuracy_and_licence(capsys):
+    assert main(["checkpoints", "ircsn_152*"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines[1:]] == checkpoints.list_checkpoints("ircsn_152*")
+    row = next(line for line in lines if line.startswith("ircsn_152_ig65m "))
+    for part in ("IG-65M, Kinetics-400", "400", "32x2", "82.6", "95.3", "Apache-2.0"):
+        assert part in row
+
+
+def test_checkpoints_as_json_are_the_whole_records(capsys):
+    assert main(["checkpoints", "--json"]) == 0
+    records = json.loads(capsys.readouterr().out)
+    assert {record["name"] for record in records} == set(checkpoints.list_checkpoints())
+    assert all(record["sources"] for record in records)
+
+
+def test_convert_then_verify(tmp_path, capsys):
+    network = create_network("ipcsn_tiny", num_classes=5)
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    assert main(["convert", str(tmp_path / "mine.pth"), str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr()
+    assert "ipcsn_tiny, 5 classes" in shown.out
+    assert "does not say how clips must look" in shown.err
+    like = ["--like", "ircsn_152_ig65m", "--num-classes", "7"]
+    assert main(["convert", str(tmp_path / "mine.pth"), str(tmp_path / "out"), *like]) == 0
+    shown = capsys.readouterr()
+    assert "ipcsn_tiny, 7 classes" in shown.out
+    assert "clips must look" not in shown.err
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["clip"]["frames"] == 32
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    shown = capsys.readouterr().out
+    for part in ("good", "as published", "ipcsn_tiny, 7 outputs"):
+        assert part in shown
+
+
+def test_verify_fails_on_weights_that_are_not_finite(tmp_path, capsys):
+    network = create_network("ircsn_tiny", num_classes=2)
+    network.get_parameter("head.bias").data.fill_(float("nan"))
+    torch.save(network.state_dict(), tmp_path / "mine.pth")
+    assert main(["verify", str(tmp_path / "mine.pth")]) == 2
+    assert "NOT good" in capsys.readouterr().out
+
+
+def test_download_says_where_the_file_is(weights, capsys):
+    assert main(["download", str(weights / "model.safetensors")]) == 0
+    assert str(weights / "model.safetensors") in capsys.readouterr().out
+
+
+def test_make_motion_makes_what_was_asked_for(tmp_path, capsys):
+    counts = ["--train", "1", "--val", "0", "--test", "0", "--workers", "1"]
+    assert main(["make-motion", str(tmp_path / "motion"), *counts]) == 0
+    assert len(list((tmp_path / "motion" / "train").glob("*/*.mp4"))) == 8
+    assert "8 classes, videos: 8 train, 0 val, 0 test" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- classify
+
+
+def test_classify_names_the_classes_of_each_video(video_folder, weights, capsys):
+    paths = [str(video_folder / name / f"{name}_0.mp4") for name in CLASSES[:2]]
+    assert main(["classify", *paths, "--model", str(weights), "--clips", "2", "--top", "2", "--every", "0.2"]) == 0
+    shown = capsys.readouterr().out
+    for path in paths:
+        assert f"{path}  ({weights}, 2 clips x 1 crops)" in shown
+    assert len(re.findall(r"^ +\d+\.\d%  (clapping|jumping|waving)$", shown, re.MULTILINE)) == 4
+    assert (
+        len(re.findall(r"^ +0\.\d\d to +0\.\d\d  \w+ \d+%, \w+ \d+%$", shown, re.MULTILINE)) == 6
+    )  # 12 frames, 25 fps
+
+
+def test_classify_as_json_reports_the_unreadable_in_its_place(video_folder, weights, tmp_path, capsys):
+    good = str(video_folder / "waving" / "waving_0.mp4")
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    assert main(["classify", str(bad), good, "nope.mp4", "--model", str(weights), "--json"]) == 2
+    shown = capsys.readouterr()
+    answers = json.loads(shown.out)
+    assert [video["path"] for video in answers["videos"]] == [str(bad), good, "nope.mp4"]
+    assert str(bad) in answers["videos"][0]["error"]
+    assert sum(row["probability"] for row in answers["videos"][1]["top"]) == pytest.approx(1)
+    assert "2 of 3 videos could not be read" in shown.err
+
+
+def test_classify_draws_a_contact_sheet(video_folder, weights, tmp_path, capsys):
+    path = str(video_folder / "waving" / "waving_0.mp4")
+    assert main(["classify", path, "--model", str(weights), "--clips", "1", "--sheet", str(tmp_path / "s.png")]) == 0
+    assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---------------------------------------------------------------- fit, validate, test, predict
+
+
+def test_fit_keeps_the_last_and_the_best_checkpoint_and_its_options(trained):
+    last = trained / "last.ckpt"
+    assert hyper_parameters(last)["classes"] == CLASSES
+    assert torch.load(last, weights_only=True)["epoch"] == 1
+    assert len(list(trained.rglob("epoch=*val_top1=*.ckpt"))) == 1
+    [config] = trained.rglob("config.yaml")
+    assert "architecture: ircsn_tiny" in config.read_text()
+
+
+def test_fit_without_validation_videos_keeps_the_last_checkpoint(video_folder, tmp_path, capsys):
+    options = ["--model.architecture=ircsn_tiny", "--trainer.max_steps=1"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    assert main(["fit", f"--data.root={video_folder}", *SMALL, *QUIET, *options, root]) == 0
+    assert (tmp_path / "last.ckpt").is_file()
+    assert f"lightning-csn test --ckpt_path {tmp_path / 'last.ckpt'}" in capsys.readouterr().out
+
+
+def test_fit_with_pretrained_weights_takes_their_clip_and_a_new_head(make_video, weights, tmp_path):
+    for name in ("one", "two"):
+        for i in range(2):
+            make_video(tmp_path / "videos" / name / f"{i}.mp4")
+    options = [f"--model.pretrained={weights}", "--trainer.max_steps=1", "--data.num_workers=0"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    assert main(["fit", f"--data.root={tmp_path / 'videos'}", *QUIET, *options, root]) == 0
+    kept = hyper_parameters(tmp_path / "last.ckpt")
+    assert kept["classes"] == ["one", "two"]
+    assert kept["clip"] == CLIP.to_dict()
+    assert kept["pretrained"] is None
+
+
+def test_the_newest_run_is_last_ckpt(split_folder, tmp_path):
+    """A second run keeps the first one's checkpoints, and last.ckpt becomes its own."""
+    for architecture in ("ircsn_tiny", "ipcsn_tiny"):
+        options = [f"--model.architecture={architecture}", "--trainer.max_epochs=1", "--data.batch_size=12"]
+        root = f"--trainer.default_root_dir={tmp_path}"
+        assert main(["fit", f"--data.root={split_folder}", *SMALL, *QUIET[:-1], *options, root]) == 0
+    assert hyper_parameters(tmp_path / "last.ckpt")["architecture"] == "ipcsn_tiny"
+    kept = {hyper_parameters(path)["architecture"] for path in tmp_path.glob("version_*/**/last.ckpt")}
+    assert kept == {"ircsn_tiny", "ipcsn_tiny"}
+
+
+def test_test_needs_no_model_options(trained, split_folder, tmp_path, capsys):
+    checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
+    options = ["--data.num_workers=0", "--data.test_clips=2", "--data.test_crops=1"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    assert main(["test", f"--data.root={split_folder}", checkpoint, *options, *QUIET, root]) == 0
+    shown = capsys.readouterr().out
+    assert "of 9 videos" in shown
+    assert "2 clips x 1 crops of 4 frames of 32 x 32 pixels" in shown
+
+
+def test_validate_scores_weights_without_a_run(split_folder, weights, tmp_path):
+    options = [f"--model.pretrained={weights}", "--data.num_workers=0", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["validate", f"--data.root={split_folder}", *options, *QUIET]) == 0
+
+
+def test_predict_writes_a_line_per_video(trained, make_video, tmp_path):
+    videos, out = tmp_path / "videos, unsorted", tmp_path / "answers" / "a.csv"
+    for name in ("b/1.mp4", "a.mp4"):
+        make_video(videos / name)
+    (videos / "c.mp4").write_bytes(b"no video")
+    options = ["--data.num_workers=0", "--data.test_clips=1", "--data.test_crops=1", f"--output={out}"]
+    checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
+    assert main(["predict", f"--data.root={videos}", checkpoint, *options, *QUIET]) == 0
+    with out.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == [str(videos / name) for name in ("a.mp4", "b/1.mp4", "c.mp4")]
+    for row in rows[:2]:
+        assert {row["class_1"], row["class_2"], row["class_3"]} == set(CLASSES)
+        assert float(row["probability_1"]) >= float(row["probability_2"]) >= float(row["probability_3"])
+        assert row["error"] == ""
+    assert "c.mp4" in rows[2]["error"]
+    assert rows[2]["class_1"] == ""
+
+
+def test_print_config_prints_what_a_run_would_take(capsys):
+    assert main(["fit", "--print_config", "--model.lr=3", "--data.root=videos"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"^data:\n(  .*\n)*  root: videos$", shown, re.MULTILINE)
+    assert re.search(r"^  lr: 3\.0$", shown, re.MULTILINE)
+
+
+def test_help_all_explains_every_option_and_the_short_page_names_none_that_is_not_there(capsys):
+    """The short pages are written by hand, the long one comes from the signatures."""
+    for command in TRAINER_COMMANDS:
+        assert main([command, "--help_all"]) == 0
+        everything = capsys.readouterr().out
+        assert main([command, "--help"]) == 0
+        short = capsys.readouterr().out
+        flags = set(re.findall(r"--[\w.]+", re.sub(r"(?s)^usage.*?\n\n|examples:.*", "", short))) - {"--help_all"}
+        assert {flag for flag in flags if flag not in everything} == set()
+    assert "lr: highest learning rate".replace("lr: h", "H") in everything  # of the docstring of LitCSN
+
+
+# ---------------------------------------------------------------- which option wins
+
+
+def started(monkeypatch, argv):
+    """The TrainerCommand that `main(argv)` builds, stopped before it runs."""
+    from lightning_csn.trainer_commands import TrainerCommand
+
+    seen = []
+    monkeypatch.setattr(TrainerCommand, "run_command", lambda command: seen.append(command))
+    assert main([*argv, *QUIET]) == 0
+    return seen[0]
+
+
+def test_options_given_by_hand_win_over_the_checkpoint(trained, split_folder, tmp_path, monkeypatch):
+    """LightningCLI takes every one of these from the checkpoint, without a word."""
+    config = tmp_path / "c.yaml"
+    config.write_text("model: {label_smoothing: 0.25, clip: {short_side: 40}}")
+    command = started(
+        monkeypatch,
+        [
+            *("test", f"--data.root={split_folder}", f"--ckpt_path={trained / 'last.ckpt'}", f"--config={config}"),
+            *("--model.average=logits", "--model.views_per_pass", "3", "--model.lr=9", "--model.network.dropout=0.5"),
+        ],
+    )
+    hparams = command.model.hparams
+    assert (hparams["average"], hparams["views_per_pass"], hparams["lr"]) == ("logits", 3, 9)
+    assert hparams["label_smoothing"] == 0.25
+    assert hparams["network"]["dropout"] == 0.5
+    assert command.model.clip.short_side == 40
+    assert command.model.clip.frames == CLIP.frames  # the rest is the checkpoint's
+    assert hparams["architecture"] == "ircsn_tiny"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--model.architecture=ipcsn_tiny"], "architecture ipcsn_tiny: the weights of the checkpoint were made with"),
+        (["--model.num_classes=4"], "num_classes 4: the weights of the checkpoint were made with num_classes 3"),
+        (["--model.network.norm_eps=0.1"], "network.norm_eps 0.1: the weights of the checkpoint were made with"),
+        (["--model.pretrained=ircsn_152_ig65m"], "--ckpt_path and --model.pretrained both bring weights"),
+    ],
+)
+@pytest.mark.parametrize("command", ["fit", "test"])
+def test_options_that_contradict_the_weights_are_refused(command, options, message, trained, split_folder, capsys):
+    checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
+    assert main([command, f"--data.root={split_folder}", checkpoint, *options, *QUIET]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resuming_refuses_settings_that_the_optimiser_would_ignore(trained, split_folder, capsys):
+    checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
+    assert main(["fit", f"--data.root={split_folder}", checkpoint, "--model.lr=1", *QUIET]) == 2
+    assert "the run to go on with has lr 0.125, and its optimiser goes on as it was" in capsys.readouterr().err
+
+
+def test_a_run_is_resumed_with_the_options_that_it_saved(split_folder, weights, tmp_path):
+    """The saved config names every option, defaults, nulls and `pretrained` too; the checkpoint contradicts none."""
+    options = [f"--model.pretrained={weights}", "--model.lr=0.125", "--data.num_workers=0", "--data.batch_size=12"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    once = "--trainer.max_epochs=1"
+    assert main(["fit", f"--data.root={split_folder}", *options, *QUIET[:-1], root, once]) == 0
+    first = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    [config] = tmp_path.rglob("config.yaml")
+    twice = "--trainer.max_epochs=2"
+    assert main(["fit", f"--config={config}", f"--ckpt_path={tmp_path / 'last.ckpt'}", twice]) == 0
+    resumed = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert (first["global_step"], resumed["global_step"]) == (1, 2)
+    assert resumed["hyper_parameters"] == first["hyper_parameters"]
+    folders = {path.parent for path in tmp_path.rglob("version_*/**/*.ckpt")}
+    assert folders == {tmp_path / "version_0" / "checkpoints"}  # it goes on where it was, and knows which was the best
+
+
+def test_data_with_other_classes_than_the_weights_are_refused(weights, make_video, tmp_path, capsys):
+    for name in ("clapping", "jumping", "sleeping"):
+        make_video(tmp_path / name / "a.mp4")
+    assert main(["test", f"--data.root={tmp_path}", f"--model.pretrained={weights}", *QUIET]) == 2
+    assert "sleeping" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_lightning_checkpoint_is_refused(weights, split_folder, tmp_path, capsys):
+    torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pth")
+    (tmp_path / "text.ckpt").write_text("no")
+    for name, message in (
+        (tmp_path / "plain.pth", "weights alone are loaded by --model.pretrained"),
+        (tmp_path / "text.ckpt", "this is no Lightning checkpoint that can be read"),
+    ):
+        assert main(["test", f"--data.root={split_folder}", f"--ckpt_path={name}", *QUIET]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_jsonargparse_deprecations_of_lightning_are_kept_from_the_user(tmp_path):
+    script = "import sys; from lightning_csn.cli import main; sys.exit(main(['fit', '--print_config']))"
+    done = subprocess.run([sys.executable, "-W", "always", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0
+    assert "JsonargparseDeprecationWarning" not in done.stderr
