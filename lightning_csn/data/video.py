@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 LARGEST_PIXEL_ASPECT = 4  # a film of 2.39:1 in a square picture has 2.39; more is a broken header, not a lens
 LARGEST_RATE_ERROR = 0.05  # FLV headers say 1000 frames per second; rounding of time stamps is below this share
 SMALLEST_CODED_MPEG4_BYTES = 20  # FFmpeg's MAX_NVOP_SIZE is 19: in packed streams, what is smaller is a filler
+# PyAV 18 wants to be told that titles need not be UTF-8, as one in HMDB51 is not; PyAV 19 does not mind
+OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
 FRAMES_WORTH_A_JUMP = 8  # a decoder holds a few frames back, which are decoded twice where reading starts anew
 
 
@@ -218,6 +220,8 @@ class Video:
     Raises VideoError, with the path and FFmpeg's reason, where no frame can be had.
     """
 
+    _packets: Iterator[Any]
+
     def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
         self.path = os.fspath(path)
         self._threads = threads
@@ -243,8 +247,9 @@ class Video:
         self.close()
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Let go of the file and of the decoder."""
         self._container.close()
+        self._packets = iter(())  # the generator refers to this object, which would wait for the cycle collector
 
     def frames(self, numbers: Sequence[int], *, size: tuple[int, int] | None = None) -> Tensor:
         """The frames of these numbers as uint8 (T, H, W, C), in the order asked for; a number may come twice.
@@ -339,8 +344,8 @@ class Video:
     def _open(self) -> None:
         """Open the file anew, at its beginning."""
         try:
-            # "file:" keeps FFmpeg from taking a colon in a name for a protocol; some of HMDB51 is not UTF-8
-            self._container: Any = av.open(f"file:{self.path}", metadata_errors="ignore")
+            # "file:" keeps FFmpeg from taking a colon in a name for a protocol
+            self._container: Any = av.open(f"file:{self.path}", **OPEN_OPTIONS)
         except av.FFmpegError as error:
             empty = os.path.isfile(self.path) and os.path.getsize(self.path) == 0
             raise VideoError(f"{self.path}: {'the file is empty' if empty else error.strerror}") from error
@@ -353,7 +358,7 @@ class Video:
             )
             raise VideoError(f"{self.path}: {reason}")
         self._stream.codec_context.thread_count = self._threads
-        self._packets: Iterator[Any] = self._demux()
+        self._packets = self._demux()
         self._position = 0  # number of the packet that comes next
 
     def _demux(self) -> Iterator[Any]:
@@ -445,9 +450,11 @@ def _pictures_in(packet: Any, codec: str) -> int:
 
 
 def _orientation_of(frame: av.VideoFrame) -> Orientation:
+    # A frame asked for its side data lives until Python next collects cycles; so it is a small copy that is asked.
+    small = VideoReformatter().reformat(frame, width=16, height=16, format="rgb24")
     matrix: Any
     try:
-        matrix = frame.side_data.get("DISPLAYMATRIX")
+        matrix = small.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 does not know all kinds of side data, EXIF for one, and then shows none
         return Orientation()
     if matrix is None:
