@@ -339,24 +339,42 @@ def test_options_go_over_the_record(folder: Path) -> None:
         load(folder, in_channels=1)
 
 
+VMZ = (  # here -> there
+    ("reduce.", "conv1."),
+    ("convolve.", "conv2."),
+    ("expand.", "conv3."),
+    ("shortcut.", "downsample."),
+    ("conv.", "0."),
+    ("norm.", "1."),
+    ("stage", "layer"),
+    ("head.", "fc."),
+)
+
+
 def test_a_name_is_loaded_as_its_record_says(
     network: ResNet3D, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """As for the table's own rows, with a file that is part of the package."""
+    """As for the table's own rows, with a file of VMZ's naming that is part of the package."""
     monkeypatch.setattr(download, "PACKAGE_FOLDER", tmp_path)
-    safetensors.torch.save_file(network.state_dict(), tmp_path / "bundled.safetensors")
+    tensors = {}
+    for name, tensor in network.state_dict().items():
+        for here, there in VMZ:
+            name = name.replace(here, there)
+        tensors[name] = tensor
+    safetensors.torch.save_file(tensors, tmp_path / "bundled.safetensors")
     record = {
         "architecture": "ircsn_tiny",
         "num_classes": 3,
         "classes": CLASSES,
         "clip": CLIP.to_dict(),
-        "network": {"norm_eps": 0.5},
+        "network": {"norm_eps": 0.5},  # VMZ's code says 1e-3
         "files": [{"address": "package:bundled.safetensors", "sha256": hash_file(tmp_path / "bundled.safetensors")}],
     }
     table = {"bundled": Checkpoint.from_dict(record, name="bundled")}
     monkeypatch.setattr(checkpoints, "_table", lambda: table)
     loaded = load("bundled")
     assert (loaded.checkpoint.name, loaded.network.options["norm_eps"]) == ("bundled", 0.5)
+    assert torch.equal(logits(load_network("bundled", norm_eps=1e-3)), logits(network))
     assert checkpoints.fetch_weights("bundled") == tmp_path / "bundled.safetensors"
     assert verify("bundled").ok
     with pytest.raises(InputError, match="bundled is a name, whose hashes are in the table"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import hashlib
 import json
@@ -46,6 +47,7 @@ class Reply:
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
+    tells_length: bool = True
 
 
 @dataclass
@@ -77,7 +79,8 @@ def serve() -> Iterator[Callable[..., Server]]:
                 server.requests.append((self.command, self.path, headers))
                 reply = server.answer(self.path, headers)
                 self.send_response(reply.status)
-                for name, value in ({"Content-Length": str(len(reply.body))} | reply.headers).items():
+                length = {"Content-Length": str(len(reply.body))} if reply.tells_length else {"Connection": "close"}
+                for name, value in (length | reply.headers).items():
                     self.send_header(name, value)
                 self.end_headers()
                 if self.command == "GET":
@@ -223,6 +226,17 @@ def test_a_wrong_length_is_refused_and_nothing_is_left(serve: Callable[..., Serv
     with pytest.raises(DownloadError, match="9 bytes expected, the server has 10240"):
         fetch_first([WeightsFile(address=f"{server.address}/weights.pth", bytes=9)])
     assert cached(tmp_path) == []
+
+
+def test_a_server_that_does_not_tell_the_length(serve: Callable[..., Server], tmp_path: Path) -> None:
+    replies = [Reply(CONTENT[:3000], tells_length=False), Reply(CONTENT, tells_length=False)]
+    server = serve(lambda path, headers: replies.pop(0))
+    file = WeightsFile(address=f"{server.address}/weights.pth", bytes=len(CONTENT))
+    assert fetch_first([file])[0].read_bytes() == CONTENT
+    replies.append(Reply(OTHER, tells_length=False))
+    with pytest.raises(DownloadError, match="10240 bytes expected, got 10244"):
+        fetch_first([dataclasses.replace(file, address=f"{server.address}/other.pth")])
+    assert cached(tmp_path) == ["weights.pth", "weights.pth.json"]
 
 
 def test_the_first_hash_is_kept_and_another_file_refused_later(serve: Callable[..., Server], tmp_path: Path) -> None:

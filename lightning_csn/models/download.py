@@ -453,11 +453,11 @@ def _drop(part: Path) -> None:
 def _transfer(address: str, target: Path, *, num_bytes: int | None, resumable_without_tag: bool) -> None:
     """Fill the partial file from one address, going on where it stopped; DownloadError when the tries are spent."""
     part = _part(target)
-    facts = _read_json(_note(part))
-    if facts.get("address") != address or not (facts.get("tag") or resumable_without_tag):
-        _drop(_part(target))  # begun elsewhere, or nothing says that it is still the same file
     failures = 0
     for tries in range(1, MOST_TRIES + 1):
+        facts = _read_json(_note(part))
+        if facts.get("address") != address or not (facts.get("tag") or resumable_without_tag):
+            _drop(part)  # begun elsewhere, or nothing says that it is still the same file
         before = part.stat().st_size if part.is_file() else 0
         try:
             _transfer_once(address, part, num_bytes)
@@ -562,11 +562,12 @@ def _receive(answer: Any, address: str, part: Path, start: int, num_bytes: int |
             bar.update(len(chunk))
         file.flush()
         os.fsync(file.fileno())
-    if total is not None and start < total:
-        raise _BrokenOffError(f"the connection ended at byte {start} of {total}")
-    if start != (num_bytes if total is None and num_bytes is not None else total or start):
+    expected = num_bytes if total is None else total
+    if expected is not None and start < expected:
+        raise _BrokenOffError(f"the connection ended at byte {start} of {expected}")
+    if expected is not None and start > expected:
         _drop(part)
-        raise DownloadError(f"{address}: {num_bytes or total} bytes expected, got {start}")
+        raise DownloadError(f"{address}: {expected} bytes expected, got {start}")
 
 
 def _retry_after(headers: Any) -> float | None:
