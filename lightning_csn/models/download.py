@@ -185,6 +185,9 @@ def fetch_first(files: Sequence[WeightsFile]) -> tuple[Path, WeightsFile]:
         return path, file
     message = "; ".join(dict.fromkeys(str(failure) for failure in failures))
     if all(isinstance(failure, UnreachableError) for failure in failures):
+        if len(files) > 1 and _is_offline():
+            names = ", ".join(_file_name(file.address) for file in files)
+            message = f"HF_HUB_OFFLINE is set and none of these is on this machine: {names}"
         raise UnreachableError(f"{message}. {ways_out(files[0].address)}")
     raise DownloadError(message)
 
