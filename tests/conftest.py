@@ -53,8 +53,9 @@ def write_video(
     pixel_aspect: Fraction | None,
     audio: bool,
     options: dict[str, str],
+    container_options: dict[str, str],
 ) -> None:
-    with av.open(str(path), "w", format=container) as output:
+    with av.open(str(path), "w", format=container, options=container_options) as output:
         stream: Any = output.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = size
         stream.thread_count = 1
@@ -78,8 +79,8 @@ def write_video(
 def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a video whose frame n shows n (modulo 256) and returns its path; each kind is encoded once a session.
 
-    size: (height, width). colour: of the lit cells, red, green, blue on the scale 0 to 1. options: of the encoder.
-    The container follows the path's ending unless `container` names one.
+    size: (height, width). colour: of the lit cells, red, green, blue on the scale 0 to 1. options: of the encoder;
+    container_options: of the file format. The container follows the path's ending unless `container` names one.
     """
     kept: dict[tuple[Any, ...], Path] = {}
     folder = tmp_path_factory.mktemp("encoded")
@@ -97,16 +98,18 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         pixel_aspect: Fraction | None = None,
         audio: bool = False,
         options: dict[str, str] | None = None,
+        container_options: dict[str, str] | None = None,
     ) -> Path:
         path = Path(path)
         options = dict(options or {})
+        container_options = dict(container_options or {})
         if codec in ("libx264", "libx265"):
             options.setdefault("preset", "ultrafast")
             pix_fmt = pix_fmt or "yuv420p"
         if codec == "libx265":
             options.setdefault("x265-params", "log-level=none:pools=1:frame-threads=1")
         kind = (path.suffix, frames, size, rate, codec, container, pix_fmt, colour, pixel_aspect, audio)
-        kind += tuple(sorted(options.items()))
+        kind += (*sorted(options.items()), *sorted(container_options.items()))
         if kind not in kept:
             encoded = folder / f"{len(kept)}{path.suffix}"
             write_video(
@@ -121,6 +124,7 @@ def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
                 pixel_aspect=pixel_aspect,
                 audio=audio,
                 options=options,
+                container_options=container_options,
             )
             kept[kind] = encoded
         path.parent.mkdir(parents=True, exist_ok=True)

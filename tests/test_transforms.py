@@ -1,0 +1,164 @@
+"""What is cut out of a clip is the same in every frame, and comes from where it was asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from lightning_csn.clip import ClipSpec
+from lightning_csn.data.transforms import TrainTransform, crop_corners, short_side_size, views
+from lightning_csn.errors import InputError
+
+CLIP = ClipSpec(frames=4, step=1, fps=None, short_side=32, crop=24, test_crop=32, mean=(0.5,) * 3, std=(0.2,) * 3)
+
+
+def ramp(height: int, width: int, frames: int = 4) -> torch.Tensor:
+    """uint8 (T, 3, H, W): red grows downwards, green to the right, each from 0 to 255; blue is the frame's number."""
+    picture = torch.empty(frames, 3, height, width)
+    picture[:, 0] = torch.linspace(0, 255, height)[:, None]
+    picture[:, 1] = torch.linspace(0, 255, width)
+    picture[:, 2] = torch.arange(frames)[:, None, None].float()
+    return picture.round().to(torch.uint8)
+
+
+def test_a_training_clip_is_cut_alike_from_every_frame():
+    torch.manual_seed(0)
+    for _ in range(10):
+        clip, _ = TrainTransform(CLIP)(ramp(60, 80))
+        assert clip.shape == (3, 4, 24, 24)
+        assert clip.dtype == torch.uint8
+        assert clip.is_contiguous()
+        assert torch.equal(clip[:2], clip[:2, :1].expand_as(clip[:2]))
+        assert clip[2, :, 0, 0].tolist() == [0, 1, 2, 3]
+
+
+def test_a_mirrored_clip_is_the_mirror_image_and_says_so():
+    torch.manual_seed(0)
+    answers = []
+    for _ in range(200):
+        clip, mirrored = TrainTransform(CLIP, flip=0.3)(ramp(60, 80))
+        assert bool(clip[1, 0, 0, 0] > clip[1, 0, 0, -1]) is mirrored
+        answers.append(mirrored)
+    assert 30 < sum(answers) < 90
+    assert not TrainTransform(CLIP, flip=0.0)(ramp(60, 80))[1]
+    assert TrainTransform(CLIP, flip=1.0)(ramp(60, 80))[1]
+
+
+def test_scale_and_ratio_bound_what_is_cut_out():
+    torch.manual_seed(0)
+    transform = TrainTransform(CLIP, flip=0.0, scale=(0.2, 0.4), ratio=(0.8, 1.25))
+    for _ in range(50):
+        clip, _ = transform(ramp(100, 100, frames=1))
+        high = (int(clip[0].max()) - int(clip[0].min())) / 255
+        wide = (int(clip[1].max()) - int(clip[1].min())) / 255
+        assert 0.15 < high * wide < 0.42
+        assert 0.7 < wide / high < 1.4
+
+
+def test_the_whole_picture_may_be_taken():
+    clip, _ = TrainTransform(CLIP, flip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))(ramp(48, 48))
+    assert clip[0, 0, 0, 0] < 10
+    assert clip[0, 0, -1, -1] > 245
+
+
+def test_training_draws_from_the_seed():
+    transform, frames = TrainTransform(CLIP), ramp(60, 80)
+    torch.manual_seed(5)
+    first = [transform(frames) for _ in range(4)]
+    torch.manual_seed(5)
+    again = [transform(frames) for _ in range(4)]
+    assert all(torch.equal(a, b) and m == n for (a, m), (b, n) in zip(first, again, strict=True))
+    assert not all(torch.equal(first[0][0], clip) for clip, _ in first[1:])
+
+
+def test_training_draws_from_a_generator_and_leaves_the_seed_alone():
+    transform, frames = TrainTransform(CLIP), ramp(60, 80)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    generator = torch.Generator().manual_seed(9)
+    first = [transform(frames, generator) for _ in range(4)]
+    assert torch.equal(torch.get_rng_state(), state)
+    generator.manual_seed(9)
+    again = [transform(frames, generator) for _ in range(4)]
+    assert all(torch.equal(a, b) and m == n for (a, m), (b, n) in zip(first, again, strict=True))
+    assert not all(torch.equal(first[0][0], clip) for clip, _ in first[1:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, "flip is a probability"),
+        ({"scale": (0.5, 0.2)}, "scale is two shares"),
+        ({"scale": (0.0, 1.0)}, "scale is two shares"),
+        ({"ratio": (2.0, 1.0)}, "ratio is two widths by heights"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(options, message):
+    with pytest.raises(InputError, match=message):
+        TrainTransform(CLIP, **options)
+
+
+def test_one_view_is_the_centre():
+    view = views(ramp(32, 64), CLIP)
+    assert view.shape == (1, 3, 4, 32, 32)
+    assert view.is_contiguous()
+    assert torch.equal(view[0], ramp(32, 64)[..., 16:48].transpose(0, 1))
+
+
+def test_three_views_are_left_centre_and_right():
+    wide = ramp(32, 64)
+    assert torch.equal(
+        views(wide, CLIP, crops=3), torch.stack([wide[..., x : x + 32].transpose(0, 1) for x in (0, 16, 32)])
+    )
+
+
+def test_three_views_of_an_upright_picture_are_top_centre_and_bottom():
+    high = ramp(64, 32)
+    expected = torch.stack([high[..., y : y + 32, :].transpose(0, 1) for y in (0, 16, 32)])
+    assert torch.equal(views(high, CLIP, crops=3), expected)
+
+
+def test_a_square_smaller_than_the_short_side_is_cut_from_its_middle():
+    clip = ClipSpec(**{**CLIP.to_dict(), "test_crop": 24})
+    assert torch.equal(views(ramp(32, 48), clip)[0], ramp(32, 48)[..., 4:28, 12:36].transpose(0, 1))
+    assert torch.equal(views(ramp(32, 48), clip, crops=3)[2], ramp(32, 48)[..., 4:28, 24:48].transpose(0, 1))
+
+
+@pytest.mark.parametrize("size", [(120, 160), (160, 120), (64, 64), (20, 30), (33, 200), (1, 3)])
+def test_views_have_one_size_whatever_the_video(size):
+    view = views(ramp(*size), CLIP, crops=3)
+    assert view.shape == (3, 3, 4, 32, 32)
+    assert view.dtype == torch.uint8
+
+
+def test_scaling_down_averages():
+    stripes = torch.zeros(1, 3, 320, 320, dtype=torch.uint8)
+    stripes[..., ::2] = 255
+    view = views(stripes, CLIP).float()
+    assert view[..., 2:-2].std() < 3
+    assert view.mean() == pytest.approx(127, abs=3)
+
+
+def test_two_crops_are_refused():
+    with pytest.raises(InputError, match=r"crops must be 1 \(the centre\) or 3"):
+        views(ramp(32, 32), CLIP, crops=2)
+
+
+@pytest.mark.parametrize(
+    ("size", "scaled"), [((240, 320), (32, 43)), ((320, 240), (43, 32)), ((32, 32), (32, 32)), ((500, 501), (32, 32))]
+)
+def test_the_short_side_is_exact_and_the_long_side_rounded(size, scaled):
+    assert short_side_size(*size, 32) == scaled
+
+
+@pytest.mark.parametrize(
+    ("size", "crops", "corners"),
+    [
+        ((5, 8), 3, [(0, 0), (0, 1), (0, 3)]),
+        ((8, 5), 3, [(0, 0), (1, 0), (3, 0)]),
+        ((6, 6), 3, [(0, 0), (0, 0), (0, 1)]),
+        ((7, 8), 1, [(1, 1)]),
+    ],
+)
+def test_corners_of_crops(size, crops, corners):
+    assert crop_corners(*size, 5, crops) == corners

@@ -1,0 +1,466 @@
+"""Frame n of a video is the n-th that its decoder puts out, whatever the file; here every frame shows its number."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+import struct
+import weakref
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+
+from lightning_csn.data.video import (
+    Index,
+    Packet,
+    Start,
+    Video,
+    VideoError,
+    VideoInfo,
+    index_packets,
+    plan_runs,
+    probe,
+    read_frames,
+    read_orientation,
+    unpack,
+)
+
+GOP_OF_5 = {"g": "5", "bf": "2"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+KINDS = {
+    "h264, one keyframe": ("a.mp4", {}),
+    "h264, short GOP, B-frames": ("a.mp4", {"options": {"g": "6", "bf": "3", "preset": "medium"}}),
+    "h264, open GOP": ("a.mkv", {"options": {"g": "6", "bf": "2", "preset": "medium", "x264-params": "open-gop=1"}}),
+    "h264, keyframes only": ("a.mov", {"options": {"g": "1"}}),
+    "h264, intra refresh": ("a.mp4", {"options": {"g": "8", "x264-params": "intra-refresh=1"}}),
+    "h264 with sound in ts": ("a.ts", {"options": {"g": "5"}, "audio": True}),
+    "h264 with B-frames in avi": ("a.avi", {"options": {"g": "6", "bf": "2", "preset": "medium"}}),
+    "h264 in flv": ("a.flv", {}),
+    "h264 in fragments": ("a.mp4", {"container_options": FRAGMENTS, "options": {"g": "5"}}),
+    "h264, 4:4:4": ("a.mkv", {"pix_fmt": "yuv444p", "options": {"g": "5"}}),
+    "hevc": ("a.mp4", {"codec": "libx265", "options": {"x265-params": "log-level=none:pools=1:keyint=6:bframes=3"}}),
+    "hevc, 10 bit": ("a.mkv", {"codec": "libx265", "pix_fmt": "yuv420p10le"}),
+    "mpeg4 in avi, as UCF101": ("a.avi", {"codec": "mpeg4", "options": {"g": "12"}}),
+    "mpeg4 with B-frames": ("a.mp4", {"codec": "mpeg4", "options": GOP_OF_5}),
+    "mpeg2 in ts": ("a.ts", {"codec": "mpeg2video", "options": GOP_OF_5}),
+    "vp8, frames that nobody sees": (
+        "a.webm",
+        {"codec": "libvpx", "options": {"g": "8", "auto-alt-ref": "1", "lag-in-frames": "8", "cpu-used": "8"}},
+    ),
+    "vp9": ("a.webm", {"codec": "libvpx-vp9", "options": {"g": "7", "auto-alt-ref": "1", "cpu-used": "8"}}),
+    "vp9 without a rate": ("a.ivf", {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}}),
+    "mjpeg": ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}),
+    "gif, palette": ("a.gif", {"codec": "gif", "pix_fmt": "rgb8"}),
+    "png, alpha": ("a.mov", {"codec": "png", "pix_fmt": "rgba"}),
+    "ffv1, gray": ("a.mkv", {"codec": "ffv1", "pix_fmt": "gray"}),
+    "odd size": ("a.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p", "size": (45, 61)}),
+    "one frame": ("a.mp4", {"frames": 1}),
+}
+
+
+def decode_all(path: Path) -> torch.Tensor:
+    """What Video is measured by: every frame from the first on, uint8 (T, H, W, C)."""
+    with av.open(str(path)) as container:
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return torch.from_numpy(np.stack(images))
+
+
+def decoded_packets(video: Video, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Positions of the packets that `video` decodes from now on."""
+    decode, positions = video._decode, []
+
+    def note(packet):
+        if packet is not None:
+            positions.append(video._position - 1)
+        return decode(packet)
+
+    monkeypatch.setattr(video, "_decode", note)
+    return positions
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_frame_is_found_by_its_number(kind, make_video, read_number, tmp_path):
+    name, options = KINDS[kind]
+    path = make_video(tmp_path / name, **{"frames": 20, **options})
+    truth = decode_all(path)
+    numbers = list(range(len(truth)))
+    assert [read_number(frame) for frame in truth] == numbers
+    with Video(path) as video:
+        assert video.info.num_frames == len(truth)
+        assert torch.equal(video.frames(numbers), truth)
+        for number in random.Random(0).sample(numbers, len(numbers)):
+            assert torch.equal(video.frames([number])[0], truth[number]), number
+
+
+@pytest.mark.parametrize("kind", ["h264, short GOP, B-frames", "mpeg4 in avi, as UCF101", "vp9"])
+def test_only_what_a_frame_needs_is_decoded(kind, make_video, tmp_path, monkeypatch):
+    name, options = KINDS[kind]
+    path = make_video(tmp_path / name, frames=40, **options)
+    with Video(path) as video:
+        positions = decoded_packets(video, monkeypatch)
+        video.frames([38])
+        assert len(positions) < 20
+        positions.clear()
+        video.frames([0, 1])
+        assert len(positions) < 10
+
+
+def test_repeated_and_unordered_numbers_come_as_asked_for(make_video, read_number, tmp_path):
+    frames = read_frames(make_video(tmp_path / "a.mp4"), [7, 0, 7, 19, 3])
+    assert frames.dtype == torch.uint8
+    assert [read_number(frame) for frame in frames] == [7, 0, 7, 19, 3]
+
+
+def test_no_numbers_give_no_frames(make_video, tmp_path):
+    assert read_frames(make_video(tmp_path / "a.mp4"), []).shape == (0, 48, 64, 3)
+
+
+def test_a_keyframe_that_is_none_is_not_believed(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=20)
+    truth = decode_all(path)
+    with Video(path) as video:
+        video._index = video._index._replace(starts=[Start(0, 0), *(Start(i, i) for i in range(1, 20))])
+        assert torch.equal(video.frames([2, 17]), truth[[2, 17]])
+        assert video._index.starts == [Start(0, 0)]
+
+
+def test_frames_out_of_step_with_their_times_are_read_from_the_beginning(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=20, options={"g": "5"})
+    truth = decode_all(path)
+    with Video(path) as video:
+        assert [start.frame for start in video._index.starts] == [0, 5, 10, 15]
+        times = video._index.times
+        video._index = video._index._replace(times=[*times[:12], times[12] + 1, *times[13:]])
+        assert torch.equal(video.frames([14]), truth[[14]])
+
+
+def test_packed_frames_of_avi_are_counted_and_kept_in_order(make_video, read_number, tmp_path):
+    """As in UCF101 and HMDB51: DivX puts a frame and the B-frame shown before it into one packet, then a filler."""
+    plain = make_video(tmp_path / "plain.avi", frames=19, codec="mpeg4", options={"bf": "1", "g": "100"})
+    path = tmp_path / "packed.avi"
+    with av.open(str(plain)) as source, av.open(str(path), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        coded = [bytes(packet) for packet in source.demux(video=0) if packet.size]
+        assert len(coded) == 19
+        filler = b"\x00\x00\x01\xb6\x50\x00\x40"
+        packed = [coded[0].replace(b"\x00\x00\x01\xb6", b"\x00\x00\x01\xb2DivX503b1393p\x00\x00\x01\xb6", 1)]
+        for i in range(1, 19, 2):
+            packed += [coded[i] + coded[i + 1], filler]
+        for i, content in enumerate(packed):
+            packet = av.Packet(content)
+            packet.stream, packet.dts, packet.pts, packet.is_keyframe = stream, i, i, i == 0
+            packet.time_base = Fraction(1, 25)
+            target.mux(packet)
+    with av.open(str(path)) as container:
+        times = [frame.pts for frame in container.decode(video=0)]
+    assert times != sorted(times)
+    with Video(path) as video:
+        assert video.info.num_frames == len(times) == 19
+        assert [read_number(frame) for frame in video.frames(range(19))] == list(range(19))
+
+
+def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Put a, b, c, d in 1/65536 into the track header of an mp4 file, in place of the identity."""
+    identity = struct.pack(">9i", 65536, 0, 0, 0, 65536, 0, 0, 0, 1 << 30)
+    content = path.read_bytes()
+    track = content.index(identity, content.index(b"tkhd"))
+    a, b, c, d = matrix
+    new = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(content[:track] + new + content[track + len(identity) :])
+
+
+ONE = 65536
+TURNS = {
+    "not at all": ((ONE, 0, 0, ONE), lambda x: x),
+    "clockwise": ((0, ONE, -ONE, 0), lambda x: x.rot90(-1, (1, 2))),
+    "counter-clockwise": ((0, -ONE, ONE, 0), lambda x: x.rot90(1, (1, 2))),
+    "upside down": ((-ONE, 0, 0, -ONE), lambda x: x.rot90(2, (1, 2))),
+    "mirrored": ((-ONE, 0, 0, ONE), lambda x: x.flip(2)),
+    "mirrored, then clockwise": ((0, -ONE, -ONE, 0), lambda x: x.flip(2).rot90(-1, (1, 2))),
+    "broken": ((0, 0, 0, 0), lambda x: x),
+    "by 45 degrees": ((ONE, ONE, -ONE, ONE), lambda x: x),
+}
+
+
+@pytest.mark.parametrize("turn", TURNS)
+def test_frames_are_turned_as_a_player_turns_them(turn, make_video, tmp_path):
+    matrix, turned = TURNS[turn]
+    path = make_video(tmp_path / "a.mp4", frames=6)
+    expected = turned(decode_all(path))
+    set_display_matrix(path, matrix)
+    with Video(path) as video:
+        assert (video.info.height, video.info.width) == tuple(expected.shape[1:3])
+        assert torch.equal(video.frames(range(6)), expected)
+
+
+def test_size_is_that_of_the_turned_frame(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=4)
+    set_display_matrix(path, TURNS["clockwise"][0])
+    assert read_frames(path, [0, 3], size=(32, 20)).shape == (2, 32, 20, 3)
+
+
+def test_frames_are_scaled_while_they_are_converted(make_video, read_number, tmp_path):
+    path = make_video(tmp_path / "a.mp4", size=(96, 128))
+    frames = read_frames(path, [5, 9], size=(24, 40))
+    assert frames.shape == (2, 24, 40, 3)
+    assert [read_number(frame) for frame in frames] == [5, 9]
+
+
+def test_interlaced_frames_are_made_smaller_as_a_whole(tmp_path):
+    """Every other line black and white: half as high, that is gray; by fields it would stay striped."""
+    path = tmp_path / "a.mkv"
+    lines = np.zeros((64, 64, 3), dtype=np.uint8)
+    lines[::2] = 255
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("libx264", rate=25, options={"x264-params": "tff=1", "qp": "0"})
+        stream.height, stream.width, stream.pix_fmt = 64, 64, "yuv444p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(lines, format="rgb24")))
+        output.mux(stream.encode(None))
+    with av.open(str(path)) as container:
+        assert next(container.decode(video=0)).interlaced_frame
+    small = read_frames(path, [0], size=(32, 64)).float()
+    assert small[:, 4:-4].std() < 3  # the outermost lines have fewer neighbours
+    assert small.mean() == pytest.approx(127, abs=4)
+
+
+@pytest.mark.parametrize(
+    ("aspect", "shown"), [(Fraction(4, 3), (48, 85)), (Fraction(1, 2), (96, 64)), (Fraction(1, 100), (48, 64))]
+)
+def test_pixels_that_are_not_square_are_stretched(aspect, shown, make_video, tmp_path):
+    path = make_video(tmp_path / "a.mkv", frames=3, pixel_aspect=aspect)
+    with Video(path) as video:
+        assert (video.info.height, video.info.width) == shown
+        assert video.frames([0]).shape[1:3] == shown
+
+
+def test_a_size_that_changes_in_mid_stream_becomes_the_first(make_video, read_number, tmp_path):
+    small = make_video(tmp_path / "small.ts", frames=4, size=(48, 64), options={"bf": "0"})
+    large = make_video(tmp_path / "large.ts", frames=4, size=(96, 96), options={"bf": "0"})
+    path = tmp_path / "a.ts"
+    path.write_bytes(small.read_bytes() + large.read_bytes())
+    with Video(path) as video:
+        assert video.info.num_frames == 8
+        assert [read_number(frame) for frame in video.frames(range(8))] == [0, 1, 2, 3, 0, 1, 2, 3]
+        assert video.frames([6]).shape == (1, 48, 64, 3)
+
+
+def spoil_packets(path: Path, positions: list[int]) -> None:
+    """Make packets of an h264 mp4 file undecodable: units longer than the packet."""
+    with av.open(str(path)) as container:
+        offsets = [packet.pos for packet in container.demux(video=0) if packet.size]
+    content = bytearray(path.read_bytes())
+    for position in positions:
+        content[offsets[position] : offsets[position] + 4] = b"\xff" * 4
+    path.write_bytes(content)
+
+
+def test_a_video_that_ends_early_repeats_its_last_frame_and_says_so_once(make_video, read_number, tmp_path, caplog):
+    path = make_video(tmp_path / "a.mp4", frames=20)
+    spoil_packets(path, [17, 18, 19])
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            frames = read_frames(path, [15, 16, 17, 19])
+            assert [read_number(frame) for frame in frames] == [15, 16, 16, 16]
+    assert caplog.messages == [
+        f"{path}: 17 frames could be decoded of the 20 that the file holds (Invalid data found when processing input); "
+        "the last one is repeated"
+    ]
+
+
+def test_a_packet_that_cannot_be_decoded_is_passed_over(make_video, read_number, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=20, options={"g": "1"})
+    spoil_packets(path, [5])
+    with Video(path) as video:
+        video._index = video._index._replace(starts=[Start(0, 0)])
+        assert [read_number(frame) for frame in video.frames(range(6))] == [0, 1, 2, 3, 4, 6]
+
+
+def test_a_file_cut_short_gives_the_frames_that_are_there(make_video, read_number, tmp_path):
+    path = make_video(tmp_path / "a.mkv", frames=40, codec="mjpeg", pix_fmt="yuvj420p")
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with Video(path) as video:
+        assert 10 < video.info.num_frames < 30
+        numbers = list(range(video.info.num_frames - 1))
+        assert [read_number(frame) for frame in video.frames(numbers)] == numbers
+
+
+def test_text_that_is_not_utf8_does_not_matter(make_video, tmp_path):
+    path = make_video(tmp_path / "a.avi", codec="mpeg4")
+    content = path.read_bytes()
+    assert content.count(b"Lavf") == 1  # the name of the program that wrote the file
+    path.write_bytes(content.replace(b"Lavf", b"\xff\xfe\xe9\xff"))
+    assert probe(path).num_frames == 20
+
+
+def test_names_may_hold_what_looks_like_a_protocol_or_a_pattern(make_video, tmp_path):
+    path = make_video(tmp_path / "10:30 %03d ü #1.mp4", frames=3)
+    assert probe(path).num_frames == probe(str(path)).num_frames == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("a.mp4", Fraction(30000, 1001)),
+        ("a.mkv", 25),
+        ("a.avi", 15),
+        ("a.ts", 30),
+        ("a.flv", 24),
+        ("a.ivf", 30),
+    ],
+)
+def test_the_rate_is_that_of_the_frames(name, rate, make_video, tmp_path):
+    codec = {"a.ivf": "libvpx-vp9", "a.avi": "mpeg4"}.get(name, "libx264")
+    info = probe(make_video(tmp_path / name, rate=rate, codec=codec))
+    assert info.fps == pytest.approx(float(rate), rel=0.01)
+    assert info.seconds == pytest.approx(20 / float(rate), rel=0.01)
+    assert type(info.fps) is float  # neither Fraction nor AVRational
+
+
+def test_a_video_without_a_rate_has_no_seconds():
+    assert VideoInfo(num_frames=1, fps=None, height=2, width=2).seconds is None
+
+
+def test_errors_name_the_file_and_the_reason(make_video, tmp_path):
+    empty, text, sound, header = (tmp_path / name for name in ("empty.mp4", "text.mp4", "sound.mp4", "header.mp4"))
+    empty.touch()
+    text.write_text("not a video " * 100)
+    with av.open(str(sound), "w") as output:
+        stream = output.add_stream("aac", rate=8000, layout="mono")
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 8000), dtype=np.float32), format="fltp", layout="mono")
+        silence.sample_rate = 8000
+        output.mux(stream.encode(silence))
+        output.mux(stream.encode(None))
+    content = make_video(tmp_path / "whole.mp4", container_options=FRAGMENTS).read_bytes()
+    header.write_bytes(content[: content.index(b"moof") - 4])
+    for path, reason in {
+        tmp_path / "missing.mp4": "No such file or directory",
+        tmp_path: "Is a directory",
+        empty: "the file is empty",
+        text: "Invalid data found when processing input",
+        sound: "there is no video in it, only audio",
+        header: "no frame can be decoded (the file holds a header only)",
+    }.items():
+        with pytest.raises(VideoError) as caught:
+            probe(path)
+        assert str(caught.value) == f"{path}: {reason}"
+
+
+def test_a_file_in_which_nothing_can_be_decoded_is_an_error(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=5)
+    spoil_packets(path, list(range(5)))
+    with pytest.raises(VideoError, match=r"no frame can be decoded \(Invalid data found"):
+        probe(path)
+
+
+def test_a_codec_without_a_decoder_is_an_error(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mkv", frames=3, codec="ffv1", pix_fmt="yuv420p")
+    path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXXX"))
+    with pytest.raises(VideoError, match="FFmpeg has no decoder for it"):
+        probe(path)
+
+
+@pytest.mark.parametrize("number", [-1, 20])
+def test_a_frame_outside_the_video_is_an_error(number, make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4")
+    with pytest.raises(VideoError) as caught:
+        read_frames(path, [0, number])
+    assert str(caught.value) == f"{path}: frame {number} was asked for, the video has 20 (0 to 19)"
+
+
+def test_a_closed_video_is_gone_at_once(make_video, tmp_path):
+    """Without waiting for the cycle collector, which comes too late when every video holds a decoder."""
+    path = make_video(tmp_path / "a.mp4", options={"g": "5"})
+    set_display_matrix(path, TURNS["clockwise"][0])
+    gc.collect()
+    gc.disable()
+    try:
+        with Video(path) as video:
+            video.frames([3, 17])
+        gone = weakref.ref(video)
+        del video
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("content", [b"", b"not a video " * 100])
+def test_a_file_that_cannot_be_read_is_let_go(content, tmp_path):
+    path = tmp_path / "a.mp4"
+    path.write_bytes(content)
+    descriptors = Path("/proc/self/fd")
+    if not descriptors.exists():
+        pytest.skip("open files can be counted on Linux only")
+    before = len(list(descriptors.iterdir()))
+    for _ in range(3):
+        with pytest.raises(VideoError):
+            probe(path)
+    assert len(list(descriptors.iterdir())) == before
+
+
+def key(time: int | None, **flags: bool) -> Packet:
+    return Packet(time, 1, is_keyframe=True, **flags)
+
+
+@pytest.mark.parametrize(
+    ("packets", "expected"),
+    [
+        ([], Index(0, 0, [], [Start(0, 0)])),
+        ([key(0), Packet(1, 1), key(2)], Index(3, 2, [0, 1, 2], [Start(0, 0), Start(2, 2)])),
+        # open GOP: the frame of time 2 comes after the keyframe of time 3, and is shown before it
+        ([key(0), Packet(1, 1), key(3), Packet(2, 1)], Index(4, 3, [0, 1, 2, 3], [Start(0, 0), Start(2, 3)])),
+        # the first packets are hidden by an edit list
+        ([Packet(0, 0, is_keyframe=True), Packet(1, 1), key(2)], Index(2, 1, [1, 2], [Start(0, 0), Start(2, 1)])),
+        # nothing comes out before a keyframe
+        ([Packet(0, 1), Packet(1, 1), key(2), Packet(3, 1), key(4)], Index(3, 2, [], [Start(0, 0)])),
+        # times that prove nothing: doubled, missing, damaged, before the first keyframe
+        ([key(0), Packet(0, 1), key(2)], Index(3, 2, [], [Start(0, 0)])),
+        ([key(0), Packet(None, 1), key(2)], Index(3, 2, [], [Start(0, 0)])),
+        ([key(0), Packet(1, 1, is_corrupt=True), key(2)], Index(3, 2, [], [Start(0, 0)])),
+        ([key(1), Packet(0, 1), key(2)], Index(3, 2, [], [Start(0, 0)])),
+        # no keyframes at all
+        ([Packet(0, 1), Packet(1, 1)], Index(2, 1, [0, 1], [Start(0, 0)])),
+    ],
+)
+def test_packets_say_how_many_frames_there_are_and_where_to_start(packets, expected):
+    assert index_packets(packets) == expected
+
+
+@pytest.mark.parametrize(
+    ("numbers", "expected"),
+    [
+        ([], []),
+        ([0], [(0, [0])]),
+        ([19, 20], [(0, [19, 20])]),  # a new start would cost more than it saves
+        ([10, 20], [(0, [10]), (20, [20])]),
+        ([12, 20], [(0, [12, 20])]),
+        ([45], [(40, [45])]),
+        ([1, 21, 22, 59], [(0, [1]), (20, [21, 22]), (40, [59])]),
+    ],
+)
+def test_decoding_starts_where_it_saves_work(numbers, expected):
+    starts = [Start(0, 0), Start(20, 20), Start(40, 40)]
+    assert plan_runs(numbers, starts) == [(Start(start, start), run) for start, run in expected]
+
+
+@pytest.mark.parametrize(
+    ("pictures", "frames"),
+    [
+        ([], []),
+        ([1, 1, 1], [1, 1, 1]),
+        ([1, 0, 1], [1, 1, 1]),  # nothing packed: a picture of few bytes
+        ([1, 2, 0, 2, 0], [1, 1, 1, 1, 1]),
+        ([1, 0, 2, 0], [1, 0, 1, 1]),
+        ([1, 2, 1, 0, 2, 1], [1, 1, 1, 1, 1, 1]),  # the last picture has no packet left to push it out
+    ],
+)
+def test_packed_pictures_come_out_one_a_packet(pictures, frames):
+    assert unpack(pictures) == frames
+
+
+def test_an_orientation_may_be_rounded():
+    assert read_orientation([3, 65530, 0, -65540, -2, 0, 0, 0, 1 << 30]).transposed
