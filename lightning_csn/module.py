@@ -259,10 +259,13 @@ class LitCSN(L.LightningModule):
         return logits.softmax(-1).mean(1)
 
     def normalise(self, clips: Tensor) -> Tensor:
-        """uint8 clips (..., C, T, H, W) as the network takes them; float clips are taken to be so already."""
+        """uint8 clips (N, C, T, H, W) as the network takes them; float clips are taken to be so already."""
         if clips.dtype != torch.uint8:
             return clips
-        return (clips.to(self.mean.dtype) / 255 - self.mean) / self.std
+        normal = (clips.to(self.mean.dtype) / 255 - self.mean) / self.std
+        # On a CPU small networks run and train nearly twice as fast with the channels last in memory (ircsn_tiny, two
+        # cores); on a GPU that has not been measured.
+        return normal.contiguous(memory_format=torch.channels_last_3d) if normal.device.type == "cpu" else normal
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy of a batch; every view is a clip of its own."""
