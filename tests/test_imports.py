@@ -72,7 +72,7 @@ def test_networks_and_litcsn_work_where_no_video_library_is_installed():
     run(
         "import sys; sys.modules['av'] = None\n"  # None makes every import of it fail
         "import torch, lightning_csn\n"
-        "network = lightning_csn.LitCSN('ircsn_tiny', num_classes=3).network\n"
+        "network = lightning_csn.LitCSN('ircsn_tiny', num_classes=3).network.eval()\n"
         "assert network(torch.zeros(1, 3, 4, 32, 32)).shape == (1, 3)\n"
     )
 
