@@ -17,6 +17,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn import __version__
@@ -60,6 +61,9 @@ def classify_options(parser: ArgumentParser) -> None:
     parser.add_argument("--every", type=seconds, metavar="SECONDS", help="a timeline too: an answer for every so many")
     parser.add_argument("--json", action="store_true", help="answers as JSON")
     parser.add_argument("--sheet", metavar="OUT.png", help="a picture too: frames of every video with the answer")
+    parser.add_argument(
+        "--labelled", action="store_true", help="videos lie in folders that are called like their class: check answers"
+    )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default the GPU where there is one")
     parser.epilog = (
         "A video that cannot be read is reported, the others are answered, and the exit code is then 2.\n\n"
@@ -104,7 +108,12 @@ def run_classify(args: Namespace) -> int:
         from lightning_csn.predict import card
         from lightning_csn.visualize import contact_sheet
 
-        note(f"contact sheet: {contact_sheet([card(answer) for answer in answers], args.sheet)}")
+        truths = [Path(answer.path).absolute().parent.name if args.labelled else None for answer in answers]
+        cards = [card(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
+        note(f"contact sheet: {contact_sheet(cards, args.sheet)}")
+    if args.labelled and answers:
+        right = sum(answer.top[0][0] == Path(answer.path).absolute().parent.name for answer in answers)
+        note(f"{right} of {len(answers)} answers are the name of the video's folder")
     if failures:
         note(f"{len(failures)} of {len(args.videos)} videos could not be read")
     return FAILED if failures else DONE

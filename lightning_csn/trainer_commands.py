@@ -9,6 +9,7 @@ Imported by `cli` once one of these commands runs: importing Lightning takes sec
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import shutil
@@ -55,8 +56,14 @@ OPTIMISER = (
 )
 
 
+def is_no_advertisement(record: logging.LogRecord) -> bool:
+    """Lightning's log without its tips to install further products, two a run."""
+    return "Tip: For seamless cloud" not in record.getMessage()
+
+
 def run(command: str, description: str, argv: list[str]) -> None:
     """Run fit, validate, test or predict with options as they were typed; SystemExit from the parser (2, or 0)."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
     with warnings.catch_warnings():
         # LightningCLI 2.6 calls add_instantiator, instantiate_classes and skip_none of jsonargparse, which jsonargparse
         # 4.49 calls deprecated: no business of whoever trains a network, and not ours to change.

@@ -20,6 +20,15 @@ CLIP = ClipSpec(
 )
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small networks gain nothing from threads, and lose much on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def model():
     torch.manual_seed(0)
