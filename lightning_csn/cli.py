@@ -172,8 +172,8 @@ def run_checkpoints(args: Namespace) -> int:
         return DONE
     head = (
         "NAME",
-        "PRE-TRAINED ON",
-        "CLASSES OF",
+        "TRAINED ON",
+        "CLASSES",
         "CLIP",
         "REPORTED TOP-1",
         "TOP-5",

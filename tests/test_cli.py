@@ -189,6 +189,7 @@ def test_checkpoints_lists_names_accuracy_and_licence(capsys):
     assert main(["checkpoints", "ircsn_152*"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines[1:]] == checkpoints.list_checkpoints("ircsn_152*")
+    assert re.split("  +", lines[0])[:4] == ["NAME", "TRAINED ON", "CLASSES", "CLIP"]
     row = next(line for line in lines if line.startswith("ircsn_152_ig65m "))
     for part in ("IG-65M, Kinetics-400", "400", "32x2", "82.6", "95.3", "Apache-2.0"):
         assert part in row
