@@ -20,10 +20,8 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
-from lightning_csn.clip import ClipSpec
-from lightning_csn.data.dataset import decoded_size
+from lightning_csn.data.dataset import read_views
 from lightning_csn.data.sampling import resample, spread_clips
-from lightning_csn.data.transforms import views
 from lightning_csn.data.video import Video
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN, gather
@@ -124,14 +122,6 @@ def widen(first: int, end: int, *, span: int, num_frames: int) -> tuple[int, int
         return first, end
     first = max(0, min((first + end - span) // 2, num_frames - span))
     return first, min(first + span, num_frames)
-
-
-def read_views(video: Video, clips: Sequence[Sequence[int]], spec: ClipSpec, crops: int) -> Tensor:
-    """The views of an open video, uint8 (V, C, T, H, W): `crops` squares of every clip; each frame is decoded once."""
-    wanted = sorted({number for clip in clips for number in clip})
-    frames = video.frames(wanted, size=decoded_size(video.info, spec.short_side)).permute(0, 3, 1, 2)  # (T, C, H, W)
-    places = {number: place for place, number in enumerate(wanted)}
-    return torch.cat([views(frames[[places[number] for number in clip]], spec, crops) for clip in clips])
 
 
 def likeliest(probabilities: Tensor, classes: Sequence[str] | None, top: int) -> Top:

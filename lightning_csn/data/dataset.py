@@ -96,14 +96,14 @@ class VideoDataset(Dataset[Item]):
 
 
 def read_views(video: Video, clips: Sequence[Sequence[int]], clip: ClipSpec, crops: int) -> Tensor:
-    """Views uint8 (V, C, T, H, W) of an open video: `crops` squares of each clip, which is given by frame numbers.
+    """The views of an open video, uint8 (V, C, T, H, W): `crops` squares of each clip, one clip after another.
 
-    A frame that several clips share is decoded once.
+    clips: the frame numbers of each. A frame that several of them share is decoded once.
     """
-    wanted = sorted({number for chosen in clips for number in chosen})
+    wanted = sorted({number for numbers in clips for number in numbers})
     place = {number: row for row, number in enumerate(wanted)}
     frames = video.frames(wanted, size=decoded_size(video.info, clip.short_side)).permute(0, 3, 1, 2)  # (T, C, H, W)
-    return torch.cat([views(frames[[place[number] for number in chosen]], clip, crops) for chosen in clips])
+    return torch.cat([views(frames[[place[number] for number in numbers]], clip, crops) for numbers in clips])
 
 
 def decoded_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
