@@ -1,6 +1,6 @@
 """The whole line in a few minutes on a CPU, offline: videos, fine-tuning, a test, an answer and a picture.
 
-    python examples/demo.py [FOLDER]
+    python examples/demo.py [FOLDER] [--train VIDEOS_PER_CLASS] [--epochs N]
 
 Makes a small video set that only motion can tell apart, fine-tunes the bundled checkpoint on it, tests it at video
 level before and after, classifies a video that it has not seen, and draws a contact sheet. Every step is a command
@@ -9,6 +9,7 @@ that could be typed, and is printed before it runs.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import re
@@ -44,21 +45,28 @@ def tested(output: str) -> float:
 
 
 def main() -> None:
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "demo")
+    parser = argparse.ArgumentParser(description="From videos to a tested network, in a few minutes on a CPU.")
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"))
+    parser.add_argument("--train", type=int, default=40, help="training videos per class; default 40")
+    parser.add_argument("--epochs", type=int, default=6, help="default 6")
+    options = parser.parse_args()
+    folder = options.folder
     config = Path(__file__).with_name("finetune_motion.yaml")
     videos, runs, sheet = folder / "motion", folder / "runs", folder / "answers.png"
     started = time.monotonic()
 
     # Another seed than the bundled weights were trained with: other textures, sizes and speeds
-    run("make-motion", videos, "--train", 40, "--val", 10, "--test", 25, "--seed", 1)
+    counts = ("--train", options.train, "--val", 10, "--test", 25)
+    run("make-motion", videos, *counts, "--seed", 1)
     quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     before = tested(run("test", "--data.root", videos, "--model.pretrained", WEIGHTS, *VIEWS, *quiet, capture=True))
-    run("fit", "--config", config, "--data.root", videos, "--trainer.default_root_dir", runs)
+    length = ("--trainer.max_epochs", options.epochs)
+    run("fit", "--config", config, "--data.root", videos, "--trainer.default_root_dir", runs, *length)
     checkpoint = runs / "last.ckpt"
     after = tested(run("test", "--data.root", videos, "--ckpt_path", checkpoint, *VIEWS, *quiet, capture=True))
 
     unseen = sorted((videos / "test").glob("*/*_0001.mp4"))
-    answers = json.loads(run("classify", *unseen, "--model", checkpoint, "--sheet", sheet, "--json", capture=True))
+    answers = json.loads(run("classify", *unseen, "--model", checkpoint, "--labelled", "--sheet", sheet, "--json", capture=True))
     predictions = folder / "predictions.csv"
     run("predict", "--data.root", videos / "test", "--ckpt_path", checkpoint, "--output", predictions, *VIEWS, *quiet)
     with predictions.open(newline="") as file:
