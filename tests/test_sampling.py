@@ -102,7 +102,6 @@ def test_resampling_keeps_time(source, target):
 
 
 def test_a_rate_read_from_a_file_is_taken_as_the_ratio_that_it_was():
-    """An hour in, half a frame of rounding would show."""
-    assert resample(108_000, 30000 / 1001, 30)[-1] == 107_999
-    assert resample(108_000, 30000 / 1001, 60000 / 1001)[0:6] == [0, 1, 1, 2, 2, 3]
+    """Frames half way between two go to the later one, all of them."""
+    assert resample(4, 29.97002997, 60000 / 1001) == resample(4, 30000 / 1001, 60000 / 1001) == [0, 1, 1, 2, 2, 3, 3, 3]
     assert resample(108_000, 60000 / 1001, 30000 / 1001) == list(range(0, 108_000, 2))

@@ -34,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 LARGEST_PIXEL_ASPECT = 4  # a film of 2.39:1 in a square picture has 2.39; more is a broken header, not a lens
 LARGEST_RATE_ERROR = 0.05  # FLV headers say 1000 frames per second; rounding of time stamps is below this share
+MPEG4_PICTURE = b"\x00\x00\x01\xb6"  # the start code of a coded picture (ISO 14496-2, vop_start_code)
 SMALLEST_CODED_MPEG4_BYTES = 20  # FFmpeg's MAX_NVOP_SIZE is 19: in packed streams, what is smaller is a filler
 # PyAV 18 wants to be told that titles need not be UTF-8, as one in HMDB51 is not; PyAV 19 does not mind
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
@@ -440,10 +441,9 @@ def _number(ratio: Any) -> float | None:
 def _pictures_in(packet: Any, codec: str) -> int:
     """How many pictures are coded in a packet; one, but for two old codecs."""
     if codec == "mpeg4":
-        filler = packet.size < SMALLEST_CODED_MPEG4_BYTES
-        return (
-            0 if filler else max(1, memoryview(packet).tobytes().count(b"\x00\x00\x01\xb6"))
-        )  # the start code of a picture
+        if packet.size < SMALLEST_CODED_MPEG4_BYTES:
+            return 0
+        return max(1, memoryview(packet).tobytes().count(MPEG4_PICTURE))
     if codec == "vp8":  # has frames that others refer to but nobody sees: bit 4 of the first byte (RFC 6386, 9.1)
         return memoryview(packet)[0] >> 4 & 1
     return 1
