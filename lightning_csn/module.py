@@ -386,20 +386,9 @@ class LitCSN(L.LightningModule):
         self._as_loaded = False
 
     def on_validation_start(self) -> None:
-        """One network on all processes; see `_share_statistics`."""
-        self._share_statistics()
-
-    def on_test_start(self) -> None:
-        """One network on all processes; see `_share_statistics`."""
-        self._share_statistics()
-
-    def on_predict_start(self) -> None:
-        """One network on all processes; see `_share_statistics`."""
-        self._share_statistics()
-
-    def _share_statistics(self) -> None:
-        # Each process has counted its own batches into its running BatchNorm statistics since the last training step.
-        # Those of process 0 are the ones that checkpoints hold.
+        """The same network on all processes: that of process 0, which checkpoints hold."""
+        # In training every process counts its own batches into the running statistics of BatchNorm. DDP levels them
+        # only at the next optimiser step, FSDP never; before a test or a prediction, Lightning does.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, 0)

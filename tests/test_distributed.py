@@ -59,6 +59,20 @@ class AloneWithVideos(L.Callback):
         results["alone"] = {name: value.item() for name, value in scores.compute().items()}
 
 
+class StatisticsApart(L.Callback):
+    """How far the BatchNorm statistics of the processes are apart at the end of every training batch and validation."""
+
+    def on_train_batch_end(self, trainer, module, *args):
+        results.setdefault("apart after training", []).append(apart(trainer, module.network.stem.norm.running_mean))
+
+    def on_validation_end(self, trainer, module):
+        results.setdefault("apart after validation", []).append(apart(trainer, module.network.stem.norm.running_mean))
+
+
+def apart(trainer, tensor):
+    return (trainer.strategy.broadcast(tensor) - tensor).abs().max().item()
+
+
 def make_trainer(**options):
     return L.Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
@@ -85,18 +99,23 @@ if devices == 2:  # in each step another process has nothing to learn from
 
     torch.manual_seed(0)
     model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP, lr=0.1, schedule="constant")
-    start = [parameter.detach().clone() for parameter in model.parameters()]
-    trainer = make_trainer(max_steps=2, use_distributed_sampler=False)
+    start = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    trainer = make_trainer(max_steps=2, use_distributed_sampler=False, callbacks=[StatisticsApart()])
     trainer.fit(model, Data())
     trainer.save_checkpoint(checkpoint)
-    ours = torch.nn.utils.parameters_to_vector(model.parameters())
-    results["learnt"] = max(abs(a - b).max().item() for a, b in zip(model.parameters(), start))
-    results["apart"] = (trainer.strategy.broadcast(ours) - ours).abs().max().item()
-    results["statistics apart"] = [
-        (trainer.strategy.broadcast(buffer) - buffer).abs().max().item()
-        for name, buffer in model.network.named_buffers() if name == "stem.norm.running_mean"
-    ][0]
+    end = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+    results["learnt"] = (end - start).abs().max().item()
+    results["apart"] = apart(trainer, end)
     results["unreadable in training"] = trainer.callback_metrics["train_unreadable"].item()
+
+    # Validation amid the accumulation of gradients, when DDP does not level the statistics.
+    trainer = make_trainer(
+        max_epochs=1, accumulate_grad_batches=2, val_check_interval=1, use_distributed_sampler=False,
+        callbacks=[StatisticsApart()],
+    )
+    both_learn = DataLoader([make_batch([n + trainer.global_rank, n + 2], views=1) for n in (20, 30)], batch_size=None)
+    results.pop("apart after training")
+    trainer.fit(LitCSN("ircsn_tiny", num_classes=4, clip=CLIP), both_learn, eval_loader(2, []))
 else:
     model = LitCSN.load_from_checkpoint(checkpoint)
 trainer = make_trainer()
@@ -115,7 +134,7 @@ def results(tmp_path_factory):
     said = {}
     for devices in (2, 1):
         command = [sys.executable, "script.py", str(folder), str(devices), json.dumps(CASES)]
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=180)
+        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
         assert run.returncode == 0, run.stdout + run.stderr
         said[devices] = run.stdout + run.stderr
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("2-0", "2-1", "1-0")}
@@ -144,8 +163,13 @@ def test_training_goes_on_where_one_process_has_nothing_readable(results):
 
 def test_a_test_right_after_training_is_of_the_network_that_the_checkpoint_holds(results):
     first, second, single, _ = results
-    assert second["statistics apart"] > 0  # what makes the test worth having
     assert first["after training"] == second["after training"] == single["after training"]
+
+
+def test_a_validation_is_of_one_network_on_all_processes(results):
+    _, second, *_ = results
+    assert all(apart > 0 for apart in second["apart after training"])  # what makes the test worth having
+    assert second["apart after validation"] == [0, 0]
 
 
 def test_a_test_is_printed_and_unreadable_videos_are_listed_once(results):

@@ -279,13 +279,14 @@ def test_the_views_of_a_video_are_averaged_as_by_hand():
     batch = make_batch([0, 1, 2], views=5)
     mean, std = torch.tensor([0.5, 0.4, 0.3]).view(-1, 1, 1, 1), torch.tensor([0.25, 0.2, 0.5]).view(-1, 1, 1, 1)
     normalised = (batch["clips"] / 255 - mean) / std
-    model = make_model(views_per_pass=4).eval()
+    model, by_logits = make_model(views_per_pass=4).eval(), make_model(average="logits").eval()
     with torch.no_grad():
+        for each in (model, by_logits):
+            each.network.head.weight *= 100  # so sure of themselves that it matters what is averaged
         logits = torch.stack([torch.stack([model.network(view[None])[0] for view in video]) for video in normalised])
         torch.testing.assert_close(model(batch["clips"]), logits.softmax(-1).mean(1))
         torch.testing.assert_close(model(normalised), logits.softmax(-1).mean(1))
-        model = make_model(average="logits").eval()
-        torch.testing.assert_close(model(batch["clips"]), logits.mean(1).softmax(-1))
+        torch.testing.assert_close(by_logits(batch["clips"]), logits.mean(1).softmax(-1))
 
 
 def test_no_more_views_than_asked_for_go_through_the_network_at_once():
@@ -341,6 +342,14 @@ def test_unreadable_videos_are_told_once_in_a_training(make_trainer, caplog):
     with caplog.at_level(logging.WARNING, logger="lightning_csn"):
         make_trainer(max_epochs=3).fit(make_model(), loader(*TRAIN), loader(*EVAL, broken))
     assert caplog.text.count("c.mp4: truncated") == 1
+
+
+def test_what_is_unreadable_in_one_split_is_not_told_of_another(make_trainer, caplog):
+    model, trainer = make_model(), make_trainer()
+    trainer.validate(model, loader(*EVAL, make_batch([], first=9, unreadable=[(9, "c.mp4: truncated")])), verbose=False)
+    caplog.clear()
+    trainer.test(model, loader(*EVAL), verbose=False)
+    assert "c.mp4" not in caplog.text
 
 
 def test_predict_gives_numbers_and_probabilities(make_trainer):
@@ -522,10 +531,10 @@ def test_another_architecture_than_that_of_the_weights_is_refused(tmp_path):
         LitCSN("ircsn_50", pretrained=str(tmp_path / "weights"))
 
 
-def test_a_folder_is_found_where_its_path_is_relative(tmp_path, monkeypatch):
-    make_model().save_pretrained(tmp_path / "weights")
+def test_a_path_is_a_path_even_if_it_reads_like_a_name(tmp_path, monkeypatch):
+    make_model().save_pretrained(tmp_path / "ircsn_152_ig65m")
     monkeypatch.chdir(tmp_path)
-    assert LitCSN.from_pretrained(Path("weights")).classes == CLASSES
+    assert LitCSN.from_pretrained(Path("ircsn_152_ig65m")).classes == CLASSES
 
 
 def test_a_lightning_checkpoint_is_a_source_of_weights_too(tmp_path, make_trainer):
