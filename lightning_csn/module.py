@@ -54,7 +54,8 @@ class LitCSN(L.LightningModule):
     Training works on one clip of each video. Validation, test and prediction average the views that the data brings
     (10 clips x 3 crops, for example), score every video once on any number of processes, and count what could not be
     read: see VideoScores for the figures, which are logged as val_top1, val_top5, val_macro_f1, val_loss, val_videos,
-    val_unreadable, and the same with test_.
+    val_unreadable, and the same with test_. Which views share a pass through the network can change the last bits of
+    their logits; with one video in a batch, as for the usual 10 clips x 3 crops, no number of processes changes that.
 
     All hyper-parameters are plain values, the whole network is described in them, and a Lightning checkpoint therefore
     opens without this package, and reloads without a download.

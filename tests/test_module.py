@@ -167,6 +167,14 @@ def test_a_batch_without_a_readable_video_gives_every_parameter_a_gradient_of_ze
     assert "video 3: a.mp4: no such file" in caplog.text
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_half_precision_trains_and_scores(make_trainer, precision):
+    model, trainer = make_model(), make_trainer(max_epochs=1, precision=precision)
+    trainer.fit(model, loader(*TRAIN), loader(*EVAL))
+    assert trainer.callback_metrics["val_loss"] < 2
+    assert trainer.callback_metrics["val_videos"] == 6
+
+
 def test_a_model_from_pretrained_is_in_eval_mode_and_trains_in_train_mode(tmp_path, make_trainer):
     make_model().save_pretrained(tmp_path / "weights")
     model = LitCSN.from_pretrained(tmp_path / "weights")
