@@ -66,14 +66,16 @@ def main() -> None:
     after = tested(run("test", "--data.root", videos, "--ckpt_path", checkpoint, *VIEWS, *quiet, capture=True))
 
     unseen = sorted((videos / "test").glob("*/*_0001.mp4"))
-    answers = json.loads(run("classify", *unseen, "--model", checkpoint, "--labelled", "--sheet", sheet, "--json", capture=True))
+    answers = json.loads(
+        run("classify", *unseen, "--model", checkpoint, "--labelled", "--sheet", sheet, "--json", capture=True)
+    )
     predictions = folder / "predictions.csv"
     run("predict", "--data.root", videos / "test", "--ckpt_path", checkpoint, "--output", predictions, *VIEWS, *quiet)
     with predictions.open(newline="") as file:
         rows = list(csv.DictReader(file))
 
     print("\n--- summary " + "-" * 68)
-    for answer in answers:
+    for answer in answers["videos"]:
         best = answer["top"][0]
         truth = Path(answer["path"]).parent.name
         verdict = "right" if best["class"] == truth else f"wrong, it is {truth}"
