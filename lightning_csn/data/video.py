@@ -258,7 +258,8 @@ class Video:
         size: (height, width) that frames are scaled to while their colours are converted; None keeps the shown size.
 
         Decoding starts at the last keyframe where that is known to give the same frames, else at the beginning. A
-        packet that FFmpeg cannot decode is passed over, as FFmpeg's own program does. Where a video thus ends
+        packet that FFmpeg cannot decode is passed over, as FFmpeg's own program does (and then counts as a frame for
+        those found from a later keyframe, which cannot know of it). Where a video thus ends
         before `num_frames`, its last frame stands for those that are missing, and a warning, logged once for each
         file, says how many there were. Raises VideoError for a number outside the video.
         """
@@ -311,11 +312,8 @@ class Video:
             return
         times, number = self._index.times, start.frame
         for frame in frames:
-            at_start = number == start.frame
-            if at_start and frame.pts is not None and frame.pts < times[number]:
-                continue  # belongs before the keyframe and refers to what was not decoded
-            expected = number < len(times) and frame.pts == times[number] and (frame.key_frame or not at_start)
-            if frame.is_corrupt or not expected:
+            expected = number < len(times) and frame.pts == times[number]
+            if not expected or frame.is_corrupt or (number == start.frame and not frame.key_frame):
                 raise _OutOfStepError
             yield number, frame
             number += 1
