@@ -24,7 +24,16 @@ def named(samples: list[Sample], root: Path) -> list[tuple[str, int, int]]:
 
 
 def test_a_folder_per_class(tmp_path):
-    touch(tmp_path, "run/b.MP4", "run/deep/a.avi", "jump/c.mkv", "jump/.hidden.mp4", "jump/notes.txt", ".cache/x/d.mp4")
+    touch(
+        tmp_path,
+        "run/b.MP4",
+        "run/deep/a.avi",
+        "jump/c.mkv",
+        "jump/.hidden.mp4",
+        "jump/notes.txt",
+        ".x/d.mp4",
+        "run/.x/e.mp4",
+    )
     samples, classes = find_samples(tmp_path)
     assert classes == ["jump", "run"]
     assert list(samples) == ["all"]
@@ -117,7 +126,7 @@ def test_videos_without_classes_have_no_split_and_can_be_listed(tmp_path):
         ("a.mp4\tbrush, hair", "a.mp4", "brush, hair"),
         ('"a b.mp4","brush, hair"', "a b.mp4", "brush, hair"),
         ('"a b.mp4" 5', "a b.mp4", "5"),
-        ("a.avi.MP4 run", "a.avi.MP4", "run"),
+        ("a.avi.MP4 brush hair", "a.avi.MP4", "brush hair"),
         ("v1.mp4 files/b.avi 3", "v1.mp4 files/b.avi", "3"),
         ("frames/of a 5", "frames/of a", "5"),
         ("frames/of a,brush hair", "frames/of a", "brush hair"),

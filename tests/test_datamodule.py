@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import multiprocessing
 import os
 import pickle
 import subprocess
@@ -246,6 +247,7 @@ def test_unreadable_training_videos_end_the_run_if_asked(damaged, num_workers):
         trainer().fit(Recorder(), module)
     assert str(error.value).startswith(str(damaged / "train" / "worse" / "b.mp4"))
     assert "Traceback" not in str(error.value)
+    assert multiprocessing.active_children() == []
     model = Recorder()
     trainer().validate(model, module, verbose=False)  # counted there, never an end
     assert model.videos("val") == [0]
@@ -312,9 +314,11 @@ def test_there_is_a_worker_for_each_processor(split_folder, monkeypatch, process
 
 
 def test_workers_read_as_one_process_does(split_folder):
-    alone = list(data(split_folder, clip=CLIP, num_workers=0).test_dataloader())
-    loader = data(split_folder, clip=CLIP, num_workers=2).test_dataloader()
-    for batch, same in zip(loader, alone, strict=True):
+    alone, helped = Recorder(), Recorder()
+    trainer().test(alone, data(split_folder), verbose=False)
+    trainer().test(helped, data(split_folder, num_workers=2), verbose=False)
+    assert multiprocessing.active_children() == []
+    for batch, same in zip(helped.seen["test"], alone.seen["test"], strict=True):
         assert torch.equal(batch["clips"], same["clips"])
         assert torch.equal(batch["videos"], same["videos"])
 

@@ -67,9 +67,11 @@ def test_evaluation_gives_the_same_every_time(square):
 
 
 def test_a_video_is_brought_to_the_clips_frame_rate(square, read_number):
-    dataset = VideoDataset([Sample(square, 0, 0)], spec(fps=10, step=1), train=False)  # the video has 20 per second
-    numbers = shown(dataset[0]["clips"][0], read_number)
-    assert [later - before for before, later in itertools.pairwise(numbers)] == [2, 2, 2]
+    for train in (False, True):
+        slow = spec(fps=10, step=1)  # the video has 20 per second
+        dataset = VideoDataset([Sample(square, 0, 0)], slow, train=train, scale=(1.0, 1.0), flip=0)
+        numbers = shown(dataset[0]["clips"][0], read_number)
+        assert [later - before for before, later in itertools.pairwise(numbers)] == [2, 2, 2]
 
 
 def test_a_short_video_repeats_its_last_frame(square, read_number):

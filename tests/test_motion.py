@@ -192,8 +192,9 @@ def test_a_folder_with_this_set_is_left_and_any_other_refused(tmp_path, folder):
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert make_motion(folder, train=2, val=0, test=1, seed=3) == folder
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
-    with pytest.raises(InputError, match="not empty and does not hold this motion set"):
-        make_motion(folder, train=3, val=0, test=1, seed=3)
+    for other in ({"train": 3, "seed": 3}, {"train": 2, "seed": 4}):
+        with pytest.raises(InputError, match="not empty and does not hold this motion set"):
+            make_motion(folder, **other, val=0, test=1)
     (tmp_path / "letter.txt").write_text("dear")
     with pytest.raises(InputError, match="not empty"):
         make_motion(tmp_path, train=1, val=0, test=0)
