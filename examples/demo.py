@@ -1,6 +1,6 @@
 """The whole line in a few minutes on a CPU, offline: videos, fine-tuning, a test, an answer and a picture.
 
-    python examples/demo.py [FOLDER] [--train VIDEOS_PER_CLASS] [--epochs N]
+    python examples/demo.py [FOLDER] [--train N] [--test N] [--epochs N]
 
 Makes a small video set that only motion can tell apart, fine-tunes the bundled checkpoint on it, tests it at video
 level before and after, classifies a video that it has not seen, and draws a contact sheet. Every step is a command
@@ -48,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="From videos to a tested network, in a few minutes on a CPU.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"))
     parser.add_argument("--train", type=int, default=40, help="training videos per class; default 40")
+    parser.add_argument("--test", type=int, default=25, help="test videos per class; default 25")
     parser.add_argument("--epochs", type=int, default=6, help="default 6")
     options = parser.parse_args()
     folder = options.folder
@@ -56,7 +57,7 @@ def main() -> None:
     started = time.monotonic()
 
     # Another seed than the bundled weights were trained with: other textures, sizes and speeds
-    counts = ("--train", options.train, "--val", 10, "--test", 25)
+    counts = ("--train", options.train, "--val", max(1, options.train // 4), "--test", options.test)
     run("make-motion", videos, *counts, "--seed", 1)
     quiet = ["--trainer.logger", "false", "--trainer.enable_progress_bar", "false"]
     before = tested(run("test", "--data.root", videos, "--model.pretrained", WEIGHTS, *VIEWS, *quiet, capture=True))

@@ -45,7 +45,7 @@ def test_every_option_of_a_config_exists(config, capsys):
 
 def test_the_demo_ends_in_a_summary(tmp_path):
     done = subprocess.run(
-        [sys.executable, str(EXAMPLES / "demo.py"), str(tmp_path / "demo"), "--train=4", "--epochs=1"],
+        [sys.executable, str(EXAMPLES / "demo.py"), str(tmp_path / "demo"), "--train=4", "--test=2", "--epochs=1"],
         capture_output=True,
         text=True,
     )

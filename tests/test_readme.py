@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_csn.cli import TRAINER_COMMANDS, main, make_parser
+from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main, make_parser
 from lightning_csn.models.checkpoints import find_checkpoint, list_checkpoints
 from lightning_csn.models.network import create_network
 
@@ -46,7 +46,7 @@ def test_commands_that_need_the_internet_can_at_least_be_parsed(line, capsys, mo
         assert main([*words, "--print_config"]) == 0
         assert "my_videos" in capsys.readouterr().out
     else:
-        assert make_parser().parse_args(words).command == words[0]
+        assert make_parser().parse_args(words).run is COMMANDS[words[0]].run
 
 
 def checkpoint_table() -> str:
