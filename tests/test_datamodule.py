@@ -267,8 +267,8 @@ def test_predict_takes_every_video_with_or_without_classes(tmp_path, split_folde
     assert module.classes == []
     assert [Path(sample.path).name for sample in module.predict_samples] == ["a.mp4", "b.mp4", "c.mp4"]
     (tmp_path / "list.txt").write_text("# to do\nc.mp4\na.mp4 5\n")
-    for module in (data(tmp_path / "loose", predict_list=tmp_path / "list.txt"),):
-        assert [Path(sample.path).name for sample in module.predict_samples] == ["c.mp4", "a.mp4"]
+    module = data(tmp_path / "loose", predict_list=tmp_path / "list.txt")
+    assert [Path(sample.path).name for sample in module.predict_samples] == ["c.mp4", "a.mp4"]
     assert len(data(tmp_path / "loose" / "a.mp4").predict_samples) == 1
     model = Recorder()
     trainer().predict(model, data(None, predict_list=write(tmp_path / "loose" / "own.txt", "b.mp4\n")))
@@ -278,6 +278,16 @@ def test_predict_takes_every_video_with_or_without_classes(tmp_path, split_folde
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
+
+
+def test_a_list_to_predict_leaves_the_splits_of_root_as_they_are(tmp_path, split_folder):
+    listed = write(tmp_path / "list.txt", "test/waving/test_waving_0.mp4\n")
+    module = data(split_folder, predict_list=listed)
+    assert [len(samples) for samples in module.samples.values()] == [12, 6, 9]
+    assert len(module.predict_samples) == 1
+    (tmp_path / "none").mkdir()
+    module = data(tmp_path / "none", predict_list=write(tmp_path / "there.txt", f"{split_folder}/test/waving/a.mp4\n"))
+    assert module.classes == []
 
 
 def test_predict_takes_the_videos_of_all_lists(tmp_path, video_folder):
