@@ -236,10 +236,8 @@ class VideoDataModule(L.LightningDataModule):
 
     def _find(self, classes: Sequence[str] | None) -> tuple[dict[str, list[Sample]], list[str]]:
         """The samples of each split, and the classes; nothing of either where there are only videos to predict."""
-        is_folder = self._root is not None and os.path.isdir(self._root)
         only_file = self._root is not None and os.path.isfile(self._root)
-        only_list = self._predict_list is not None and not (is_folder and list_videos(self._root or ""))
-        if not self._lists and (only_file or only_list):
+        if not self._lists and (only_file or self._predict_list is not None):
             return {}, list(classes or [])
         return find_samples(self._root, lists=self._lists, classes=classes)
 
