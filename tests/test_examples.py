@@ -1,6 +1,7 @@
 """examples/: the notebook runs as it is, the configs say what their comments say, and the demo holds its promise."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
         for output in cell.get("outputs", [])
         if output.output_type == "stream"
     )
-    before, after = (float(word) for word in printed.split("top-1 ")[1].split(" epochs")[0].split() if word[0] in "01")
+    before, after = map(float, re.search(r"top-1 ([0-9.]+) before, ([0-9.]+) after", printed).groups())
     assert after > before
     assert json.loads((tmp_path / "axes_network" / "config.json").read_text())["classes"][0] == "depth"
 
