@@ -32,7 +32,11 @@ from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import PredictionWriter
 
-TRAINER_DEFAULTS = {"default_root_dir": "runs", "max_epochs": 20}  # Lightning's own default is 1000 epochs
+TRAINER_DEFAULTS = {
+    "default_root_dir": "runs",
+    "max_epochs": 20,  # Lightning's own default is 1000
+    "log_every_n_steps": 10,  # its 50 are more than an epoch of a few hundred videos has
+}
 
 VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list")  # options of VideoDataModule that name some
 
