@@ -19,7 +19,7 @@ types: $(VENV)/ready-dev
 	$(BIN)/mypy
 
 suite: $(VENV)/ready-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, $(PYTHON) is ' + sys.version.split()[0] + '; name another one: make PYTHON=python3.12')"
