@@ -11,7 +11,7 @@ import torch
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import Sample
 from lightning_csn.data.dataset import VideoDataset, collate, decoded_size
-from lightning_csn.data.video import Video, VideoInfo, read_frames
+from lightning_csn.data.video import Video, VideoInfo
 
 CLIP = ClipSpec(
     frames=4, step=2, fps=None, short_side=48, crop=48, test_crop=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
@@ -56,7 +56,8 @@ def test_crops_of_a_clip_lie_next_to_each_other(tmp_path, make_video):
     path = str(make_video(tmp_path / "wide.mp4", frames=20, size=(48, 96)))
     clips = VideoDataset([Sample(path, 0, 0)], CLIP, train=False, clips=2, crops=3)[0]["clips"]
     assert clips.shape == (6, 3, 4, 48, 48)
-    first = read_frames(path, [0, 2, 4, 6]).permute(3, 0, 1, 2)
+    with Video(path) as video:
+        first = video.frames([0, 2, 4, 6]).permute(3, 0, 1, 2)
     for view, left in zip(clips[:3], (0, 24, 48), strict=True):
         assert torch.equal(view, first[..., left : left + 48])
 
@@ -113,7 +114,8 @@ def test_a_mirrored_clip_has_the_mirrored_label(tmp_path, make_video):
     flipped = VideoDataset(samples, CLIP, train=True, scale=(1.0, 1.0), flip=1.0, mirrored={0: 1, 1: 0})
     assert [straight[i]["label"] for i in range(3)] == [0, 1, 2]
     assert [flipped[i]["label"] for i in range(3)] == [1, 0, 2]
-    one = read_frames(path, [0]).permute(3, 0, 1, 2)[None]
+    with Video(path) as video:
+        one = video.frames([0]).permute(3, 0, 1, 2)[None]
     assert torch.equal(straight[0]["clips"][:, :, :1], one)
     assert torch.equal(flipped[0]["clips"][:, :, :1], one.flip(-1))
     half = VideoDataset(samples, CLIP, train=True, mirrored={0: 1})

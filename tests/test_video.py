@@ -24,8 +24,6 @@ from lightning_csn.data.video import (
     VideoInfo,
     index_packets,
     plan_runs,
-    probe,
-    read_frames,
     read_orientation,
     unpack,
 )
@@ -58,6 +56,16 @@ KINDS = {
     "odd size": ("a.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p", "size": (45, 61)}),
     "one frame": ("a.mp4", {"frames": 1}),
 }
+
+
+def probe(path):
+    with Video(path) as video:
+        return video.info
+
+
+def read_frames(path, numbers, *, size=None):
+    with Video(path) as video:
+        return video.frames(numbers, size=size)
 
 
 def decode_all(path: Path) -> torch.Tensor:

@@ -198,21 +198,6 @@ def read_orientation(matrix: Sequence[int]) -> Orientation:
     return Orientation()
 
 
-def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """What kind of video a file is. Reads the whole file, but decodes its first frame only.
-
-    Raises VideoError where no frame can be had: no such file, an empty or damaged one, sound alone, no decoder.
-    """
-    with Video(path) as video:
-        return video.info
-
-
-def read_frames(path: str | os.PathLike[str], numbers: Sequence[int], *, size: tuple[int, int] | None = None) -> Tensor:
-    """The frames of these numbers as uint8 (T, H, W, C), in the order asked for; see Video.frames."""
-    with Video(path) as video:
-        return video.frames(numbers, size=size)
-
-
 class Video:
     """An open video file; close it, or use it in a `with` block, since open ones leak memory.
 
@@ -323,8 +308,9 @@ class Video:
         """A decoded frame as it is shown: uint8 (height, width, 3)."""
         turn = self._orientation
         size = (width, height) if turn.transposed else (height, width)
-        apart = frame.interlaced_frame and size != (frame.height, frame.width)  # FFmpeg scales its half frames apart,
-        image = self._reformatter.reformat(  # which leaves combs in pictures made smaller: torch scales the whole
+        # FFmpeg scales the half frames of interlaced pictures apart, which leaves combs: torch scales the whole
+        apart = frame.interlaced_frame and size != (frame.height, frame.width)
+        image = self._reformatter.reformat(
             frame,
             height=frame.height if apart else size[0],
             width=frame.width if apart else size[1],
