@@ -25,18 +25,13 @@ def test_every_clip_lies_in_the_video_in_even_steps(num_frames, length, step):
 
 
 def test_every_start_that_fits_is_drawn_equally_often():
-    generator = torch.Generator().manual_seed(0)
-    starts = Counter(random_clip(12, length=4, step=2, generator=generator)[0] for _ in range(3000))
+    torch.manual_seed(0)
+    starts = Counter(random_clip(12, length=4, step=2)[0] for _ in range(3000))
     assert sorted(starts) == [0, 1, 2, 3, 4, 5]
     assert min(starts.values()) > 400
 
 
 def test_a_random_clip_is_repeatable():
-    def draw():
-        generator = torch.Generator().manual_seed(3)
-        return [random_clip(1000, length=4, step=2, generator=generator) for _ in range(5)]
-
-    assert draw() == draw()
     torch.manual_seed(3)
     first = random_clip(1000, length=4, step=2)
     torch.manual_seed(3)

@@ -44,19 +44,19 @@ def test_a_mirrored_clip_is_the_mirror_image_and_says_so():
     assert TrainTransform(CLIP, flip=1.0)(ramp(60, 80))[1]
 
 
-def test_scale_and_ratio_bound_what_is_cut_out():
+def test_scale_bounds_what_is_cut_out_near_square():
     torch.manual_seed(0)
-    transform = TrainTransform(CLIP, flip=0.0, scale=(0.2, 0.4), ratio=(2.0, 2.4))
+    transform = TrainTransform(CLIP, flip=0.0, scale=(0.2, 0.4))
     for _ in range(50):
         clip, _ = transform(ramp(100, 100, frames=1))
         high = (int(clip[0].max()) - int(clip[0].min())) / 255
         wide = (int(clip[1].max()) - int(clip[1].min())) / 255
         assert 0.15 < high * wide < 0.42
-        assert 1.8 < wide / high < 2.7
+        assert 0.7 < wide / high < 1.4
 
 
 def test_the_whole_picture_may_be_taken():
-    clip, _ = TrainTransform(CLIP, flip=0.0, scale=(1.0, 1.0), ratio=(1.0, 1.0))(ramp(48, 48))
+    clip, _ = TrainTransform(CLIP, flip=0.0, scale=(1.0, 1.0))(ramp(48, 48))
     assert clip[0, 0, 0, 0] < 10
     assert clip[0, 0, -1, -1] > 245
 
@@ -69,33 +69,6 @@ def test_training_draws_from_the_seed():
     again = [transform(frames) for _ in range(4)]
     assert all(torch.equal(a, b) and m == n for (a, m), (b, n) in zip(first, again, strict=True))
     assert not all(torch.equal(first[0][0], clip) for clip, _ in first[1:])
-
-
-def test_training_draws_from_a_generator_and_leaves_the_seed_alone():
-    transform, frames = TrainTransform(CLIP), ramp(60, 80)
-    torch.manual_seed(5)
-    state = torch.get_rng_state()
-    generator = torch.Generator().manual_seed(9)
-    first = [transform(frames, generator) for _ in range(4)]
-    assert torch.equal(torch.get_rng_state(), state)
-    generator.manual_seed(9)
-    again = [transform(frames, generator) for _ in range(4)]
-    assert all(torch.equal(a, b) and m == n for (a, m), (b, n) in zip(first, again, strict=True))
-    assert not all(torch.equal(first[0][0], clip) for clip, _ in first[1:])
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"flip": 1.5}, "flip is a probability"),
-        ({"scale": (0.5, 0.2)}, "scale is two shares"),
-        ({"scale": (0.0, 1.0)}, "scale is two shares"),
-        ({"ratio": (2.0, 1.0)}, "ratio is two widths by heights"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(options, message):
-    with pytest.raises(InputError, match=message):
-        TrainTransform(CLIP, **options)
 
 
 def test_one_view_is_the_centre():
