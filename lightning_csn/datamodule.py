@@ -22,6 +22,7 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import Sample, find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.dataset import Item, VideoDataset, collate
+from lightning_csn.data.transforms import CROPS, SCALE
 from lightning_csn.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ class VideoDataModule(L.LightningDataModule):
         test_crops: int = 3,
         flip: float = 0.5,
         flip_classes: Sequence[Sequence[str]] | None = None,
-        scale: tuple[float, float] = (0.25, 1.0),
+        scale: tuple[float, float] = SCALE,
         on_unreadable: str = "skip",
     ) -> None:
         super().__init__()
@@ -100,8 +101,8 @@ class VideoDataModule(L.LightningDataModule):
             if value is not None and value < 1:
                 raise InputError(f"{name} must be 1 or more, got {value}")
         for name, value in (("val_crops", val_crops), ("test_crops", test_crops)):
-            if value not in (1, 3):
-                raise InputError(f"{name} must be 1 or 3, got {value}")
+            if value not in CROPS:
+                raise InputError(f"{name} must be 1 (the centre) or 3 (along the longer side), got {value!r}")
         if num_workers is not None and num_workers < 0:
             raise InputError(f"num_workers must be 0 or more, got {num_workers}")
         if not 0 <= flip <= 1:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from lightning_csn.data.dataset import read_views
 from lightning_csn.data.sampling import resample, spread_clips
+from lightning_csn.data.transforms import CROPS
 from lightning_csn.data.video import Video
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN, gather
@@ -60,9 +61,11 @@ def classify(
         long, at most `clips`; one that is shorter than a clip is judged by the clip around it.
 
     A video that is shorter than a clip repeats its last frame. The model runs on the device where it is, in eval mode,
-    and is left in the mode that it was in. Raises VideoError where the video cannot be read, InputError for an `every`
-    that is shorter than a frame, or any `every` for a video without times.
+    and is left in the mode that it was in. Raises VideoError where the video cannot be read, InputError for crops that
+    are none of the two, an `every` that is shorter than a frame, or any `every` for a video without times.
     """
+    if crops not in CROPS:
+        raise InputError(f"crops must be 1 (the centre) or 3 (along the longer side), got {crops!r}")
     spec = model.clip
     with Video(path) as video, evaluating(model):
         numbers = resample(video.info.num_frames, video.info.fps, spec.fps)

@@ -210,7 +210,7 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"scale": (0, 1)}, "scale is two shares"),
         ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
         ({"test_clips": 0}, "test_clips must be 1 or more"),
-        ({"test_crops": 2}, "test_crops must be 1 or 3, got 2"),
+        ({"test_crops": 2}, r"test_crops must be 1 \(the centre\) or 3 .*, got 2"),
         ({"num_workers": -1}, "num_workers must be 0 or more"),
         ({"on_unreadable": "ignore"}, "on_unreadable must be skip or raise, got 'ignore'"),
     ],

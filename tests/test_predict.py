@@ -122,6 +122,11 @@ def test_a_window_shorter_than_a_frame_is_refused(model, make_video, tmp_path):
         classify(model, path, clips=1, every=0.05)
 
 
+def test_two_crops_are_refused(model, tmp_path):
+    with pytest.raises(InputError, match=r"crops must be 1 \(the centre\) or 3 .*, got 2"):
+        classify(model, tmp_path / "a.mp4", crops=2)
+
+
 def test_an_unreadable_video_is_an_error_with_its_path(model, tmp_path):
     (tmp_path / "bad.mp4").write_bytes(b"no video")
     with pytest.raises(VideoError, match=r"bad\.mp4"):

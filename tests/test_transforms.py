@@ -7,7 +7,6 @@ import torch
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.transforms import TrainTransform, crop_corners, short_side_size, views
-from lightning_csn.errors import InputError
 
 CLIP = ClipSpec(frames=4, step=1, fps=None, short_side=32, crop=24, test_crop=32, mean=(0.5,) * 3, std=(0.2,) * 3)
 
@@ -110,11 +109,6 @@ def test_scaling_down_averages():
     view = views(stripes, CLIP).float()
     assert view[..., 2:-2].std() < 3
     assert view.mean() == pytest.approx(85, abs=3)
-
-
-def test_two_crops_are_refused():
-    with pytest.raises(InputError, match=r"crops must be 1 \(the centre\) or 3"):
-        views(ramp(32, 32), CLIP, crops=2)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, default_collate
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import Sample
 from lightning_csn.data.sampling import random_clip, resample, spread_clips
-from lightning_csn.data.transforms import TrainTransform, short_side_size, views
+from lightning_csn.data.transforms import SCALE, TrainTransform, short_side_size, views
 from lightning_csn.data.video import Video, VideoError, VideoInfo
 
 Item = dict[str, Any]
@@ -49,7 +49,7 @@ class VideoDataset(Dataset[Item]):
         clips: int = 1,
         crops: int = 1,
         flip: float = 0.5,
-        scale: tuple[float, float] = (0.25, 1.0),
+        scale: tuple[float, float] = SCALE,
         mirrored: Mapping[int, int] | None = None,
     ) -> None:
         self.samples = samples
