@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,20 @@ class ClipSpec:
             )
         for name in ("mean", "std"):
             object.__setattr__(self, name, self._colours(name, getattr(self, name)))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], base: ClipSpec | None = None) -> ClipSpec:
+        """A spec of these values, and those of `base` where they are left out.
+
+        Raises InputError for names that a spec does not have, and without a base for those that are missing.
+        """
+        names = [field.name for field in dataclasses.fields(cls)]
+        if unknown := [name for name in values if name not in names]:
+            raise InputError(f"clip has no {', '.join(unknown)}; there are: {', '.join(names)}")
+        known = {} if base is None else base.to_dict()
+        if missing := [name for name in names if name not in values and name not in known]:
+            raise InputError(f"clip needs {', '.join(missing)} too: no weights and no model are here to take them from")
+        return cls(**known | dict(values))
 
     @staticmethod
     def _colours(name: str, values: Sequence[float]) -> tuple[float, ...]:

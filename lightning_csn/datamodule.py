@@ -12,7 +12,6 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import fields
 from typing import Any
 
 import lightning as L
@@ -244,17 +243,10 @@ class VideoDataModule(L.LightningDataModule):
 
     def _complete_clip(self, model: ClipSpec | None) -> ClipSpec:
         """The model's clip, or the given one without a model; InputError where they differ or one is not whole."""
-        names = [field.name for field in fields(ClipSpec)]
-        unknown = [name for name in self._given_clip if name not in names]
-        if unknown:
-            raise InputError(f"clip has no {', '.join(unknown)}; it has {', '.join(names)}")
+        given = ClipSpec.from_dict(self._given_clip, model)
         if model is None:
-            missing = [name for name in names if name not in self._given_clip]
-            if missing:
-                raise InputError(f"how are clips to look? Without a model, clip needs {', '.join(missing)} too")
-            return ClipSpec(**self._given_clip)
-        differences = ClipSpec(**model.to_dict() | self._given_clip).differences(model)
-        if differences:
+            return given
+        if differences := given.differences(model):
             raise InputError(
                 f"the data was given another clip than the model takes (data and model): {'; '.join(differences)}; "
                 "leave clip out of VideoDataModule, or give it to the model"

@@ -12,7 +12,7 @@ import json
 import logging
 import math
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -134,7 +134,9 @@ class LitCSN(L.LightningModule):
                 raise InputError("how many classes? Pass num_classes or classes, or pretrained weights that have some")
             self.network = create_network(architecture or "ircsn_50", num_classes=num_classes, **options)
             self.classes = classes
-            self.clip = SCRATCH_CLIP if clip is None else whole_clip(clip)
+            self.clip = (
+                SCRATCH_CLIP if clip is None else clip if isinstance(clip, ClipSpec) else ClipSpec.from_dict(clip)
+            )
         else:
             loaded = checkpoints.load(pretrained, num_classes=num_classes, classes=classes, clip=clip, **options)
             self.network = loaded.network.train()
@@ -483,17 +485,6 @@ def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int
     if num_classes not in (None, len(classes)):
         raise InputError(f"num_classes is {num_classes}, but classes has {len(classes)} names")
     return len(classes)
-
-
-def whole_clip(clip: Mapping[str, Any] | ClipSpec) -> ClipSpec:
-    """A ClipSpec of all its values. Raises InputError where names are missing or are none of its."""
-    values = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip)
-    names = [field.name for field in dataclasses.fields(ClipSpec)]
-    if unknown := [f"clip.{name}" for name in values if name not in names]:
-        raise InputError(f"no {', '.join(unknown)}; there are: {', '.join(names)}")
-    if missing := [f"clip.{name}" for name in names if name not in values]:
-        raise InputError(f"without pretrained weights to take them from, these are needed, too: {', '.join(missing)}")
-    return ClipSpec(**values)
 
 
 def check_choice(option: str, value: str, choices: Sequence[str]) -> None:

@@ -45,6 +45,19 @@ def test_values_that_make_no_sense_are_refused(name, value, said):
         ClipSpec(**{**VMZ, name: value})
 
 
+def test_values_left_out_are_those_of_the_base():
+    spec = ClipSpec(**VMZ)
+    assert ClipSpec.from_dict({"step": 1, "fps": None}, spec) == dataclasses.replace(spec, step=1, fps=None)
+    assert ClipSpec.from_dict(VMZ) == spec
+
+
+def test_names_that_a_spec_lacks_and_names_that_are_missing_are_refused():
+    with pytest.raises(InputError, match="clip has no length; there are: frames, step"):
+        ClipSpec.from_dict(VMZ | {"length": 3})
+    with pytest.raises(InputError, match="clip needs fps, crop too: no weights"):
+        ClipSpec.from_dict({name: value for name, value in VMZ.items() if name not in ("fps", "crop")})
+
+
 def test_differences_name_each_value_of_both():
     spec = ClipSpec(**VMZ)
     other = dataclasses.replace(spec, fps=None, mean=(0.5, 0.5, 0.5))

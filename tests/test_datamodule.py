@@ -160,9 +160,9 @@ def test_other_clips_than_the_models_are_refused_with_both(split_folder):
 @pytest.mark.parametrize(
     ("clip", "message"),
     [
-        (None, "how are clips to look.*needs frames, step, fps"),
-        ({"frames": 2, "step": 1}, "how are clips to look.*needs fps, short_side"),
-        (CLIP.to_dict() | {"frame": 2}, "clip has no frame; it has frames, step"),
+        (None, "clip needs frames, step, fps, .* too: no weights and no model"),
+        ({"frames": 2, "step": 1}, "clip needs fps, short_side"),
+        (CLIP.to_dict() | {"frame": 2}, "clip has no frame; there are: frames, step"),
         (CLIP.to_dict() | {"frames": 0}, r"clip\.frames must be a whole number"),
     ],
 )
