@@ -393,6 +393,30 @@ def test_the_mirror_address_is_asked_first(serve: Callable[..., Server], monkeyp
     assert [path for _, path, _ in mirror.requests + origin.requests] == ["/kept/a.pth", "/kept/b.pth", "/x/b.pth"]
 
 
+def test_a_mirror_without_the_file_costs_no_byte_of_the_origin(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    origin = serve(static(CONTENT, cuts=[3000, *[0] * 100]))
+    mirror = serve(lambda path, headers: Reply(status=404))
+    monkeypatch.setenv("LIGHTNING_CSN_MIRROR", mirror.address)
+    with pytest.raises(DownloadError, match="given up"):
+        fetch(f"{origin.address}/w.pth")
+    origin.answer, asked = static(CONTENT), len(origin.requests)
+    assert fetch(f"{origin.address}/w.pth").read_bytes() == CONTENT
+    assert origin.ranges[asked:] == ["bytes=3000-"]
+    assert cached(tmp_path) == ["w.pth", "w.pth.json"]
+
+
+def test_bytes_of_two_addresses_are_not_mixed(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    mirror, origin = serve(static(OTHER, cuts=[3000, *[0] * 100])), serve(static(CONTENT))
+    monkeypatch.setenv("LIGHTNING_CSN_MIRROR", mirror.address)
+    assert fetch(f"{origin.address}/w.pth").read_bytes() == CONTENT
+    assert origin.ranges == [None]
+    assert cached(tmp_path) == ["w.pth", "w.pth.json"]
+
+
 @pytest.mark.parametrize("when", ["before", "while writing"])
 def test_a_full_disk_is_told_and_nothing_is_left(
     serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, when: str

@@ -387,12 +387,13 @@ def _download_to_cache(addresses: list[str], file: WeightsFile) -> Path:
         raise InputError(f"{target.parent} cannot be written ({error}); set HF_HOME to a folder that can") from error
 
 
-def _part(target: Path) -> Path:
-    return target.with_name(target.name + ".part")
+def _part(target: Path, address: str) -> Path:
+    """Where the bytes of one address gather: a mirror without the file leaves alone what the origin has sent."""
+    return target.with_name(f"{target.name}.{hashlib.sha256(address.encode()).hexdigest()[:8]}.part")
 
 
 def _note(path: Path) -> Path:
-    """Where the facts about a file stand: its address, and SHA-256 or ETag."""
+    """Where the facts about a file stand: address and SHA-256 of a whole one, the ETag of a part."""
     return path.with_name(path.name + ".json")
 
 
@@ -422,12 +423,12 @@ def _download_locked(addresses: list[str], target: Path, file: WeightsFile) -> P
 
     failures: list[DownloadError] = []
     for address in addresses:
+        part = _part(target, address)
         try:
-            _transfer(address, target, num_bytes=file.bytes, resumable_without_tag=file.sha256 is not None)
+            _transfer(address, part, num_bytes=file.bytes, resumable_without_tag=file.sha256 is not None)
         except DownloadError as error:
             failures.append(error)
             continue
-        part = _part(target)
         found = hash_file(part)
         if found == (file.sha256 or recorded or found):
             size = part.stat().st_size
@@ -435,9 +436,10 @@ def _download_locked(addresses: list[str], target: Path, file: WeightsFile) -> P
                 note, {"address": address, "sha256": found, "bytes": size, "published": file.sha256 is not None}
             )
             os.replace(part, target)
-            _drop(_part(target))
+            for other in addresses:
+                _drop(_part(target, other))
             return target
-        _drop(_part(target))
+        _drop(part)
         if file.sha256 is None:
             raise ChangedFileError(
                 f"{address}: refused, sha256 {recorded} expected, as at the first download, got {found}. "
@@ -453,14 +455,12 @@ def _drop(part: Path) -> None:
     _note(part).unlink(missing_ok=True)
 
 
-def _transfer(address: str, target: Path, *, num_bytes: int | None, resumable_without_tag: bool) -> None:
-    """Fill the partial file from one address, going on where it stopped; DownloadError when the tries are spent."""
-    part = _part(target)
+def _transfer(address: str, part: Path, *, num_bytes: int | None, resumable_without_tag: bool) -> None:
+    """Fill the partial file of an address, going on where it stopped; DownloadError when the tries are spent."""
     failures = 0
     for tries in range(1, MOST_TRIES + 1):
-        facts = _read_json(_note(part))
-        if facts.get("address") != address or not (facts.get("tag") or resumable_without_tag):
-            _drop(part)  # begun elsewhere, or nothing says that it is still the same file
+        if not (_read_json(_note(part)).get("tag") or resumable_without_tag):
+            _drop(part)  # nothing says that it is still the same file
         before = part.stat().st_size if part.is_file() else 0
         try:
             _transfer_once(address, part, num_bytes)
@@ -552,7 +552,7 @@ def _receive(answer: Any, address: str, part: Path, start: int, num_bytes: int |
     tag = headers.get("ETag", "")
     tag = headers.get("Last-Modified", "") if not tag or tag.startswith("W/") else tag  # If-Range wants a strong one
     _write_json(_note(part), {"address": address, "tag": tag})
-    with part.open("ab" if start else "wb") as file, _progress(part.name.removesuffix(".part"), start, total) as bar:
+    with part.open("ab" if start else "wb") as file, _progress(part.name.rsplit(".", 2)[0], start, total) as bar:
         while True:
             try:
                 chunk = answer.read1(CHUNK_BYTES)
