@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -405,6 +406,33 @@ def test_a_mirror_without_the_file_costs_no_byte_of_the_origin(
     assert fetch(f"{origin.address}/w.pth").read_bytes() == CONTENT
     assert origin.ranges[asked:] == ["bytes=3000-"]
     assert cached(tmp_path) == ["w.pth", "w.pth.json"]
+
+
+@pytest.mark.parametrize(
+    ("body", "message"), [(None, r"/w\.pth: status 404 .*; took the next"), (OTHER, r"/w\.pth: refused, sha256 .*; took")]
+)
+def test_a_mirror_that_fails_is_told_once(
+    serve: Callable[..., Server],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    body: bytes | None,
+    message: str,
+) -> None:
+    origin = serve(static(CONTENT))
+    mirror = serve(lambda path, headers: Reply(status=404) if body is None else Reply(body))
+    monkeypatch.setenv("LIGHTNING_CSN_MIRROR", mirror.address)
+    fetch(f"{origin.address}/w.pth", sha256=SHA256)
+    (record,) = caplog.records
+    assert re.match(mirror.address + message, record.getMessage())
+
+
+def test_a_mirror_over_plain_http_is_refused_and_told(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("LIGHTNING_CSN_MIRROR", "http://mirror.invalid/csn")
+    assert fetch(f"{serve(static(CONTENT)).address}/w.pth").read_bytes() == CONTENT
+    (record,) = caplog.records
+    assert record.getMessage().startswith("http://mirror.invalid/csn/w.pth: only https is taken")
 
 
 def test_bytes_of_two_addresses_are_not_mixed(

@@ -319,7 +319,6 @@ def hub_revision(path: Path) -> str | None:
 
 
 def _fetch_web(file: WeightsFile) -> Path:
-    _check_scheme(file.address)
     if (path := _mirrored(_file_name(file.address))) is not None:
         return _checked(path, file)
     mirror = _mirror()
@@ -425,6 +424,7 @@ def _download_locked(addresses: list[str], target: Path, file: WeightsFile) -> P
     for address in addresses:
         part = _part(target, address)
         try:
+            _check_scheme(address)  # of a mirror too
             _transfer(address, part, num_bytes=file.bytes, resumable_without_tag=file.sha256 is not None)
         except DownloadError as error:
             failures.append(error)
@@ -438,6 +438,8 @@ def _download_locked(addresses: list[str], target: Path, file: WeightsFile) -> P
             os.replace(part, target)
             for other in addresses:
                 _drop(_part(target, other))
+            for failure in failures:
+                logger.warning("%s; took the next address", failure)
             return target
         _drop(part)
         if file.sha256 is None:
