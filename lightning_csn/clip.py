@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,7 @@ class ClipSpec:
 
     def __post_init__(self) -> None:
         for name in ("frames", "step", "short_side", "crop", "test_crop"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise InputError(f"clip.{name} must be a whole number of 1 or more, got {value!r}")
+            check_count(f"clip.{name}", getattr(self, name))
         if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps < float("inf")):
             raise InputError(f"clip.fps must be a number above 0, or null for 'as filmed', got {self.fps!r}")
         if self.test_crop > self.short_side:

@@ -22,7 +22,7 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import Sample, find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.dataset import Item, VideoDataset, collate
 from lightning_csn.data.transforms import CROPS, SCALE
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_choice, check_count, check_number
 
 log = logging.getLogger(__name__)
 
@@ -97,19 +97,16 @@ class VideoDataModule(L.LightningDataModule):
             ("val_clips", val_clips),
             ("test_clips", test_clips),
         ):
-            if value is not None and value < 1:
-                raise InputError(f"{name} must be 1 or more, got {value}")
-        for name, value in (("val_crops", val_crops), ("test_crops", test_crops)):
-            if value not in CROPS:
-                raise InputError(f"{name} must be 1 (the centre) or 3 (along the longer side), got {value!r}")
-        if num_workers is not None and num_workers < 0:
-            raise InputError(f"num_workers must be 0 or more, got {num_workers}")
-        if not 0 <= flip <= 1:
-            raise InputError(f"flip is how often a clip is mirrored, 0 to 1, got {flip}")
-        if len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1:
+            if value is not None:
+                check_count(name, value)
+        if num_workers is not None:
+            check_count("num_workers", num_workers, least=0)
+        check_choice("val_crops", val_crops, CROPS)
+        check_choice("test_crops", test_crops, CROPS)
+        check_number("flip", flip, 0, 1)
+        if not (isinstance(scale, Sequence) and len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(f"scale is two shares of the area, above 0, up to 1, the smaller first; got {scale}")
-        if on_unreadable not in ("skip", "raise"):
-            raise InputError(f"on_unreadable must be skip or raise, got {on_unreadable!r}")
+        check_choice("on_unreadable", on_unreadable, ("skip", "raise"))
 
         self._root = None if root is None else os.fspath(root)
         given = {"train": train_list, "val": val_list, "test": test_list}

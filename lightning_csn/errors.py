@@ -1,4 +1,10 @@
-"""What is wrong with the user's input: the one kind of error whose message is meant for a person."""
+"""What is wrong with the user's input: the one kind of error with a message for a person; and its usual checks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
 
 
 class InputError(ValueError):
@@ -6,3 +12,23 @@ class InputError(ValueError):
 
     The command line prints the message and exits with 2; every other error is a bug and keeps its traceback.
     """
+
+
+def check_count(option: str, value: Any, least: int = 1) -> None:
+    """Raise InputError unless `value` is a whole number of `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(f"{option} must be a whole number of {least} or more, got {value!r}")
+
+
+def check_number(option: str, value: Any, least: float, most: float = math.inf) -> None:
+    """Raise InputError unless `value` is a finite number from `least` to `most`."""
+    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not number or not least <= value <= most:
+        bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+        raise InputError(f"{option} must be a number {bounds}, got {value!r}")
+
+
+def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
+    """Raise InputError if `value` is none of `choices`."""
+    if value not in choices:
+        raise InputError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_csn.clip import ClipSpec
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_choice, check_count, check_number
 from lightning_csn.metrics import VideoScores
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import ResNet3D, create_network
@@ -122,8 +122,22 @@ class LitCSN(L.LightningModule):
         check_choice("average", average, ("probabilities", "logits"))
         if schedule == "steps" and not milestones:
             raise InputError("schedule 'steps' needs milestones: the epochs after which lr is multiplied by gamma")
-        if views_per_pass < 1:
-            raise InputError(f"views_per_pass must be 1 or more, got {views_per_pass}")
+        check_count("views_per_pass", views_per_pass)
+        for name, value in (
+            ("lr", lr),
+            ("weight_decay", weight_decay),
+            ("warmup_epochs", warmup_epochs),
+            ("gamma", gamma),
+        ):
+            check_number(name, value, 0)
+        for milestone in milestones:
+            check_number("each of milestones", milestone, 0)
+        for name, share in (
+            ("momentum", momentum),
+            ("warmup_start", warmup_start),
+            ("label_smoothing", label_smoothing),
+        ):
+            check_number(name, share, 0, 1)
         num_classes = count_classes(num_classes, classes)
         options = dict(network or {})
         if "num_classes" in options:
@@ -434,16 +448,21 @@ class LitCSN(L.LightningModule):
         names = [str(known) for known in timm.optim.list_optimizers()]
         if name.split("_")[-1] not in names:  # what stands before is a wrapper, lookahead_
             raise InputError(f"no optimiser {name!r}; there are: {', '.join(names)}")
-        options = {"nesterov": False} if name == "sgd" else {}  # timm's sgd has it, the published recipes do not
-        return timm.optim.create_optimizer_v2(
-            self.network.parameters() if h["decay_norms"] else self.network,
-            opt=name,
-            lr=h["lr"],
-            weight_decay=h["weight_decay"],
-            momentum=h["momentum"],
-            filter_bias_and_bn=True,  # where it is given the network
-            **(options | h["optimizer_options"]),
-        )
+        options = dict(h["optimizer_options"])
+        if name == "sgd":
+            options.setdefault("nesterov", False)  # timm's sgd has it, the published recipes do not
+        try:
+            return timm.optim.create_optimizer_v2(
+                self.network.parameters() if h["decay_norms"] else self.network,
+                opt=name,
+                lr=h["lr"],
+                weight_decay=h["weight_decay"],
+                momentum=h["momentum"],
+                filter_bias_and_bn=True,  # where it is given the network
+                **options,
+            )
+        except (TypeError, ValueError) as error:  # an option that it does not have, or a value out of its range
+            raise InputError(f"optimizer {name!r} cannot be used with {h['optimizer_options']}: {error}") from error
 
 
 def rate_factor(
@@ -476,7 +495,9 @@ def rate_factor(
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:
-    """Number of classes by number or names; None where neither is given. Raises InputError where the two disagree."""
+    """Number of classes by number or names; None where neither is given. InputError for what cannot be."""
+    if num_classes is not None:
+        check_count("num_classes", num_classes, least=2)
     if classes is None:
         return num_classes
     if len(set(classes)) != len(classes):
@@ -485,12 +506,6 @@ def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int
     if num_classes not in (None, len(classes)):
         raise InputError(f"num_classes is {num_classes}, but classes has {len(classes)} names")
     return len(classes)
-
-
-def check_choice(option: str, value: str, choices: Sequence[str]) -> None:
-    """Raise InputError if `value` is none of `choices`."""
-    if value not in choices:
-        raise InputError(f"{option} must be one of {', '.join(choices)}, got {value!r}")
 
 
 def plain(**values: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from lightning_csn.data.dataset import read_views
 from lightning_csn.data.sampling import resample, spread_clips
 from lightning_csn.data.transforms import CROPS
 from lightning_csn.data.video import Video
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_choice
 from lightning_csn.module import LitCSN, gather
 from lightning_csn.visualize import FRAMES, Card, spread
 
@@ -64,8 +64,7 @@ def classify(
     and is left in the mode that it was in. Raises VideoError where the video cannot be read, InputError for crops that
     are none of the two, an `every` that is shorter than a frame, or any `every` for a video without times.
     """
-    if crops not in CROPS:
-        raise InputError(f"crops must be 1 (the centre) or 3 (along the longer side), got {crops!r}")
+    check_choice("crops", crops, CROPS)
     spec = model.clip
     with Video(path) as video, evaluating(model):
         numbers = resample(video.info.num_frames, video.info.fps, spec.fps)

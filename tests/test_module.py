@@ -280,6 +280,15 @@ def test_an_unknown_optimiser_is_refused_with_what_there_is(make_trainer):
         make_optimizer(make_trainer, optimizer="adamv")
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [("sgd", {"foo": 1}, "unexpected keyword argument 'foo'"), ("adamw", {"betas": [2, 3]}, "Invalid beta parameter")],
+)
+def test_options_that_an_optimiser_does_not_take_are_refused(make_trainer, name, options, message):
+    with pytest.raises(InputError, match=rf"optimizer '{name}' cannot be used with .*: .*{message}"):
+        make_optimizer(make_trainer, optimizer=name, optimizer_options=options)
+
+
 # Scores
 
 
@@ -404,11 +413,18 @@ def test_a_test_may_have_fewer_classes_or_other_spellings(make_trainer):
         ({"num_classes": 3}, "num_classes is 3, but classes has 4 names"),
         ({"classes": ["a", "b", "a"]}, "'a' is there twice"),
         ({"classes": None}, "how many classes"),
-        ({"classes": None, "num_classes": 1}, "2 classes or more, got 1"),
+        ({"classes": None, "num_classes": 1}, "num_classes must be a whole number of 2 or more, got 1"),
         ({"schedule": "cosin"}, "schedule must be one of cosine, steps, constant, got 'cosin'"),
         ({"schedule": "steps"}, "needs milestones"),
         ({"average": "votes"}, "average must be one of probabilities, logits"),
-        ({"views_per_pass": 0}, "views_per_pass must be 1 or more"),
+        ({"views_per_pass": 0}, "views_per_pass must be a whole number of 1 or more"),
+        ({"lr": -1}, "lr must be a number of 0 or more, got -1"),
+        ({"lr": math.nan}, "lr must be a number of 0 or more, got nan"),
+        ({"weight_decay": "no"}, "weight_decay must be a number of 0 or more, got 'no'"),
+        ({"label_smoothing": 2}, "label_smoothing must be a number from 0 to 1, got 2"),
+        ({"warmup_epochs": -3}, "warmup_epochs must be a number of 0 or more, got -3"),
+        ({"milestones": [-1]}, "each of milestones must be a number of 0 or more, got -1"),
+        ({"classes": None, "num_classes": "8"}, "num_classes must be a whole number of 2 or more, got '8'"),
         ({"clip": {"frames": 8}}, "clip needs step, .*std too"),
         ({"clip": CLIP | {"length": 8}}, "clip has no length; there are: frames"),
         ({"network": {"num_classes": 3}}, "an option of its own"),
