@@ -409,7 +409,8 @@ def test_a_mirror_without_the_file_costs_no_byte_of_the_origin(
 
 
 @pytest.mark.parametrize(
-    ("body", "message"), [(None, r"/w\.pth: status 404 .*; took the next"), (OTHER, r"/w\.pth: refused, sha256 .*; took")]
+    ("body", "message"),
+    [(None, r"/w\.pth: status 404 .*; took the next"), (OTHER, r"/w\.pth: refused, sha256 .*; took")],
 )
 def test_a_mirror_that_fails_is_told_once(
     serve: Callable[..., Server],
