@@ -337,6 +337,16 @@ def test_options_go_over_the_record(folder: Path) -> None:
         InputError, match=r"the tensors do not fit ircsn_tiny; 1 of another shape: 'stem\.conv\.weight'"
     ):
         load(folder, in_channels=1)
+    with pytest.raises(InputError, match="no option 'droput' of a network; did you mean dropout"):
+        load(folder, droput=0.1)
+
+
+def test_options_of_a_config_are_known_ones(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["network"]["droput"] = 0.1
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"^{folder}: no option 'droput' of a network; did you mean dropout"):
+        load(folder)
 
 
 VMZ = (  # here -> there

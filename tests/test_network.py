@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_csn.errors import InputError
-from lightning_csn.models.network import ARCHITECTURES, create_network, list_networks
+from lightning_csn.models.network import ARCHITECTURES, check_options, create_network, list_networks
 
 TINY = list_networks("*_tiny")
 
@@ -101,12 +101,48 @@ def test_unknown_network_names_the_nearest():
         {"head_pooling": [7, 7]},
         {"head_pooling": "average"},
         {"dropout": 1.0},
+        {"dropout": "0.1"},
         {"drop_path": -1},
+        {"head_pooling": None},
+        {"head_pooling": 7},
+        {"in_channels": 0},
+        {"groups": 0},
+        {"groups": 2.0},
+        {"norm_eps": 0},
+        {"norm_eps": math.nan},
+        {"norm_momentum": 1.5},
+        {"norm_momentum": None},
+        {"num_classes": "8"},
+        {"num_classes": 8.5},
+        {"num_classes": None},
+        {"num_classes": -1},
+        {"stem_pool": "false"},
+        {"zero_init_last": 1},
     ],
 )
 def test_options_that_make_no_sense_are_refused(options):
-    with pytest.raises(InputError, match=next(iter(options))):
+    with pytest.raises(InputError, match=f"^{next(iter(options))} must be .*, got "):
         create_network("ircsn_tiny", **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"droput": 0.1}, "no option 'droput' of a network; did you mean dropout\\? there are: in_channels, groups, "),
+        ({"num_classes": 8}, "no option 'num_classes' of a network; "),
+        ({3: 4}, "no option 3 of a network; there are: "),
+        ([1], "network must be options by name, .*, got \\[1\\]"),
+    ],
+)
+def test_options_from_outside_that_do_not_exist_are_named(options, message):
+    with pytest.raises(InputError, match=message):
+        check_options(options)
+
+
+def test_options_of_a_network_are_options_from_outside():
+    options = create_network("ircsn_tiny", num_classes=3).options
+    del options["num_classes"]
+    assert check_options(options) == options
 
 
 @pytest.mark.parametrize("name", [*TINY, "resnet3d_18"])

@@ -425,7 +425,7 @@ def _build(
     network_options: Mapping[str, Any],
 ) -> tuple[ResNet3D, Checkpoint]:
     """The network with its weights, and the record of what was built."""
-    from lightning_csn.models.network import create_network
+    from lightning_csn.models.network import check_options, create_network
 
     names = None if classes is None else list(classes)
     if names is not None and num_classes not in (None, len(names)):
@@ -434,7 +434,11 @@ def _build(
     other_names = names is not None and record.classes is not None and names != record.classes
     keeps_head = wanted == converted.num_classes and not other_names
 
-    options = converted.options | record.network | dict(network_options)
+    try:
+        options = converted.options | check_options(record.network)
+    except InputError as error:
+        raise InputError(f"{source}: {error}") from error
+    options |= check_options(network_options)
     network = create_network(converted.architecture, num_classes=wanted, **options)
     tensors = {name: tensor for name, tensor in converted.tensors.items() if keeps_head or not name.startswith("head.")}
     _fill(network, tensors, source, new_head=not keeps_head)

@@ -19,9 +19,11 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import inspect
 import math
+import numbers
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -313,8 +315,7 @@ class ResNet3D(nn.Module):
 
         num_classes: 0 for none, and the network gives pooled features.
         """
-        if num_classes < 0:
-            raise InputError(f"num_classes must be 0 or more, got {num_classes}")
+        num_classes = check_count("num_classes", num_classes, least=0)
         self.num_classes = num_classes
         self.options["num_classes"] = num_classes
         if head_pooling is not None:
@@ -370,11 +371,47 @@ def make_drop_path(rate: float) -> nn.Module:
 
 def check_pooling(pooling: str | Sequence[int]) -> str | list[int]:
     """'global', or a window as three positive whole numbers."""
-    if pooling == "global":
+    if isinstance(pooling, str) and pooling == "global":
         return "global"
-    if isinstance(pooling, str) or len(pooling) != 3 or not all(isinstance(n, int) and n > 0 for n in pooling):
-        raise InputError(f"head_pooling must be 'global' or three sizes (T, H, W) such as [4, 7, 7], got {pooling!r}")
-    return list(pooling)
+    if isinstance(pooling, Sequence) and not isinstance(pooling, str):
+        window = list(pooling)
+        if len(window) == 3 and all(isinstance(size, int) and size > 0 for size in window):
+            return window
+    raise InputError(f"head_pooling must be 'global' or three sizes (T, H, W) such as [4, 7, 7], got {pooling!r}")
+
+
+def check_count(option: str, value: object, *, least: int) -> int:
+    """A whole number that is not below `least`."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise InputError(f"{option} must be a whole number, {least} or more, got {value!r}")
+    return int(value)
+
+
+def check_number(option: str, value: object, fits: Callable[[float], bool], wanted: str) -> float:
+    """A number that `fits`; `wanted` says in words which ones do."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool) or not fits(float(value)):
+        raise InputError(f"{option} must be {wanted}, got {value!r}")
+    return float(value)
+
+
+def check_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `create_network` that come from outside (a file, the command line), as keyword arguments.
+
+    Raises InputError for a name that is not one of them, with the nearest. num_classes is not one: callers have it
+    apart.
+
+    >>> check_options({"dropout": 0.5})
+    {'dropout': 0.5}
+    """
+    if not isinstance(options, Mapping):
+        raise InputError(f"network must be options by name, such as {{dropout: 0.5}}, got {options!r}")
+    known = [name for name in inspect.signature(create_network).parameters if name not in ("name", "num_classes")]
+    for name in options:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
+            raise InputError(f"no option {name!r} of a network; {hint}there are: {', '.join(known)}")
+    return dict(options)
 
 
 def create_network(
@@ -426,17 +463,19 @@ def create_network(
         raise InputError(f"no network {name!r}; there are: {', '.join(near or ARCHITECTURES)}")
     if head_average not in ("logits", "probabilities"):
         raise InputError(f"head_average must be 'logits' or 'probabilities', got {head_average!r}")
-    for option, rate in (("dropout", dropout), ("drop_path", drop_path)):
-        if not 0 <= rate < 1:
-            raise InputError(f"{option} must be 0 or more and below 1, got {rate}")
+    for option, share in (("dropout", dropout), ("drop_path", drop_path)):
+        check_number(option, share, lambda rate: 0 <= rate < 1, "0 or more and below 1")
+    for option, switch in (("zero_init_last", zero_init_last), ("stem_pool", stem_pool)):
+        if not isinstance(switch, bool):
+            raise InputError(f"{option} must be true or false, got {switch!r}")
     network = ResNet3D(
         name,
         ARCHITECTURES[name],
         num_classes=num_classes,
-        in_channels=in_channels,
-        groups=groups,
-        norm_eps=norm_eps,
-        norm_momentum=norm_momentum,
+        in_channels=check_count("in_channels", in_channels, least=1),
+        groups=None if groups is None else check_count("groups", groups, least=1),
+        norm_eps=check_number("norm_eps", norm_eps, lambda eps: 0 < eps < math.inf, "a number above 0"),
+        norm_momentum=check_number("norm_momentum", norm_momentum, lambda share: 0 <= share <= 1, "from 0 to 1"),
         dropout=dropout,
         drop_path=drop_path,
         zero_init_last=zero_init_last,
