@@ -21,6 +21,7 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import Sample, find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.dataset import Item, VideoDataset, collate
+from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.transforms import CROPS, SCALE
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 
@@ -360,10 +361,3 @@ def count_text(counts: Counter[int], classes: Sequence[str]) -> str:
         return ", ".join(f"{name} {counts[number]}" for number, name in enumerate(classes))
     each = sorted(counts[number] for number in range(len(classes)))
     return f"{len(classes)} classes, {each[0]} to {each[-1]} videos each, {each[len(each) // 2]} in the middle"
-
-
-def usable_processors() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS and Windows

@@ -130,7 +130,7 @@ for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoint
         (["download", "nope"], "no checkpoint 'nope'"),
         (["convert", "nope.pth", "out"], "nope.pth: no such file"),
         (["verify", "nope.pth"], "nope.pth: no such file"),
-        (["make-motion", "m", "--train", "-1"], "train is a number of videos per class, got -1"),
+        (["make-motion", "m", "--train", "-1"], "train must be a whole number of 0 or more, got -1"),
         (["fit"], "fit needs videos: --data.root FOLDER"),
         (["fit", "--data.root=nowhere", "--model.architecture=ircsn_tiny"], "nowhere: no such folder"),
         (["fit", "--data.rot=x"], "data.rot"),

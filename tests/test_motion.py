@@ -205,12 +205,26 @@ def test_an_interrupted_set_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(motion, "_encode", break_down)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(InputError, match="set: the motion set cannot be written: No space left"):
         make_motion(tmp_path / "set", train=1, val=0, test=0)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("counts", [{"train": 0, "val": 0, "test": 0}, {"train": -1}])
-def test_impossible_numbers_of_videos_are_refused(tmp_path, counts):
-    with pytest.raises(InputError, match=r"motion set without videos|number of videos per class, got -1"):
-        make_motion(tmp_path / "set", **counts)
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(InputError, match=r"file/set: the motion set cannot be written: Not a directory"):
+        make_motion(tmp_path / "file" / "set", train=1, val=0, test=0)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train": 0, "val": 0, "test": 0}, "motion set without videos"),
+        ({"train": -1}, "train must be a whole number of 0 or more, got -1"),
+        ({"seed": -1}, "seed must be a whole number of 0 or more, got -1"),
+    ],
+)
+def test_impossible_numbers_are_refused(tmp_path, options, message):
+    with pytest.raises(InputError, match=message):
+        make_motion(tmp_path / "set", **options)

@@ -29,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_count
 
 log = logging.getLogger(__name__)
 
@@ -71,13 +71,12 @@ def make_motion(
 
     The videos are h264, 96 to 160 pixels a side, 12 to 30 frames per second and 1.2 to 2.4 seconds long. The set is
     written beside `folder` and renamed into place when it is whole. A folder that holds this very set already is left
-    as it is; InputError for one that holds anything else, and where av comes without the libx264 encoder.
+    as it is; InputError for one that holds anything else or cannot be written, and where av lacks the libx264 encoder.
     """
     target = Path(folder)
     counts = {"train": train, "val": val, "test": test}
-    for split, count in counts.items():
-        if count < 0:
-            raise InputError(f"{split} is a number of videos per class, got {count}")
+    for name, number in (*counts.items(), ("seed", seed)):
+        check_count(name, number, least=0)
     if not any(counts.values()):
         raise InputError("a motion set without videos: train, val and test are all 0")
     recipe = {"recipe": _RECIPE, "seed": seed, **counts}
@@ -95,19 +94,26 @@ def make_motion(
             "the motion set is h264 and this av cannot encode it (no libx264); av's wheels from PyPI can"
         ) from error
 
-    target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.parent / f".{target.name}.partial-{os.getpid()}"
-    partial.mkdir()
     try:
-        _write(partial, counts, seed, workers or os.cpu_count() or 1, recipe)
+        partial.mkdir(parents=True)
+        _write(partial, counts, seed, workers or usable_processors(), recipe)
         if target.exists():
             target.rmdir()  # it is empty; Windows renames onto nothing that exists
         partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial)
-        raise
+    except OSError as error:
+        raise InputError(f"{target}: the motion set cannot be written: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)  # it is there if not all was written
     log.info("%s: %d videos of %d classes", target, sum(counts.values()) * len(MOTION_CLASSES), len(MOTION_CLASSES))
     return target
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
 
 
 def _files(counts: dict[str, int]) -> Iterator[tuple[str, str, int, str]]:
