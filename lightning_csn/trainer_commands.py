@@ -9,6 +9,7 @@ Imported by `cli` once one of these commands runs: importing Lightning takes sec
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import pickle
@@ -25,6 +26,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_csn.datamodule import VideoDataModule
@@ -178,13 +180,26 @@ class TrainerCommand(LightningCLI):
         if self.command == "predict":
             callbacks.append(PredictionWriter(self.config.output))
         settings.callbacks = callbacks
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except (MisconfigurationException, ValueError, TypeError) as error:  # devices 'x' is a TypeError
+            raise InputError(f"the Trainer cannot be made with these options: {error}") from error
 
     def run_command(self) -> None:
         """Call the Trainer's method, and say where things are."""
         method = getattr(self.trainer, self.command)
         options = {"return_predictions": False} if self.command == "predict" else {}
-        method(self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True, **options)
+        try:
+            method(
+                self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True, **options
+            )
+        except MisconfigurationException as error:
+            raise InputError(str(error)) from error
+        except OSError as error:
+            if not is_of_writing(error, self.trainer.default_root_dir):
+                raise
+            folder = shown(self.trainer.default_root_dir)
+            raise InputError(f"--trainer.default_root_dir {folder}: the run cannot be written: {error}") from error
         if self.command == "fit":
             self.report_checkpoints()
 
@@ -234,10 +249,13 @@ class LastCheckpoint(ModelCheckpoint):
         part = newest.with_name(f"{newest.name}.{os.getpid()}.part")
         part.unlink(missing_ok=True)
         try:
-            os.link(last, part)  # Lightning replaces files that it saves, so that this one stays whole until the next
-        except OSError:  # a file system without hard links
-            shutil.copyfile(last, part)
-        os.replace(part, newest)
+            try:
+                os.link(last, part)  # Lightning replaces files that it saves: this one stays whole until the next
+            except OSError:  # a file system without hard links
+                shutil.copyfile(last, part)
+            os.replace(part, newest)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:
@@ -254,7 +272,19 @@ def read_checkpoint(path: str) -> dict[str, Any]:
             f"--ckpt_path {path}: this is no Lightning checkpoint (it has no hyper_parameters); weights alone are "
             f"loaded by --model.pretrained {path}"
         )
+    if not {"architecture", "clip", "network"} <= set(content["hyper_parameters"]):
+        raise InputError(f"--ckpt_path {path}: this is the checkpoint of another LightningModule than LitCSN")
     return content
+
+
+def is_of_writing(error: OSError, root: str) -> bool:
+    """Whether the run's files could not be written: no space, or no such folder as `root` to be had."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
+        return True
+    if not isinstance(error.filename, str):
+        return False
+    path, folder = Path(error.filename).absolute(), Path(root).absolute()
+    return path.is_relative_to(folder) or folder.is_relative_to(path)  # also a folder above it that cannot be made
 
 
 def folder_of_run(checkpoint: Mapping[str, Any], root: str) -> str | None:

@@ -339,6 +339,50 @@ def test_validate_scores_weights_without_a_run(split_folder, weights, tmp_path):
     assert main(["validate", f"--data.root={split_folder}", *options, *QUIET]) == 0
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--trainer.strategy=foo", "invalid strategy name: `strategy='foo'`"),
+        ("--trainer.devices=none", "the Trainer cannot be made with these options: `devices`"),
+        ("--trainer.max_epochs=-7", "`max_epochs` must be a non-negative integer or -1"),
+        pytest.param(
+            "--trainer.accelerator=gpu",
+            "No supported gpu backend found",
+            marks=pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU"),
+        ),
+    ],
+)
+def test_a_trainer_that_cannot_be_made_gets_a_message_and_2(option, message, video_folder, capsys):
+    assert main(["fit", f"--data.root={video_folder}", "--model.architecture=ircsn_tiny", *SMALL, *QUIET, option]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_run_that_cannot_be_written_gets_a_message_and_2(video_folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("no folder")
+    options = [f"--data.root={video_folder}", "--model.architecture=ircsn_tiny", "--trainer.max_steps=1", *SMALL]
+    for root in (tmp_path / "file", tmp_path / "file" / "runs"):
+        assert main(["fit", *options, *QUIET[:-1], f"--trainer.default_root_dir={root}"]) == 2
+        assert "the run cannot be written: [Errno " in capsys.readouterr().err
+
+    def save(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", save)
+    assert main(["fit", *options, *QUIET, f"--trainer.default_root_dir={tmp_path / 'runs'}"]) == 2
+    assert "runs: the run cannot be written: [Errno 28] No space left on device" in capsys.readouterr().err
+    assert [path for path in tmp_path.rglob("*") if path.suffix in (".ckpt", ".part")] == []
+
+
+def test_an_os_error_that_is_none_of_writing_keeps_its_traceback(monkeypatch, video_folder, tmp_path):
+    def break_down(*args):
+        raise FileNotFoundError(2, "No such file", "/somewhere/else")
+
+    monkeypatch.setattr("lightning_csn.module.LitCSN.training_step", break_down)
+    options = [f"--data.root={video_folder}", "--model.architecture=ircsn_tiny", *SMALL, *QUIET]
+    with pytest.raises(FileNotFoundError, match="/somewhere/else"):
+        main(["fit", *options, f"--trainer.default_root_dir={tmp_path}"])
+
+
 def test_lightning_advertises_nothing(trained, split_folder, caplog):
     options = [f"--ckpt_path={trained / 'last.ckpt'}", "--data.num_workers=0", "--data.val_crops=1"]
     assert main(["validate", f"--data.root={split_folder}", *options, *QUIET]) == 0
@@ -468,8 +512,10 @@ def test_data_with_other_classes_than_the_weights_are_refused(weights, make_vide
 def test_a_file_that_is_no_lightning_checkpoint_is_refused(weights, split_folder, tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pth")
     (tmp_path / "text.ckpt").write_text("no")
+    torch.save({"hyper_parameters": {"hidden": 3}, "state_dict": {}}, tmp_path / "other.ckpt")
     for name, message in (
         (tmp_path / "plain.pth", "weights alone are loaded by --model.pretrained"),
+        (tmp_path / "other.ckpt", "this is the checkpoint of another LightningModule"),
         (tmp_path / "text.ckpt", "this is no Lightning checkpoint that can be read"),
     ):
         assert main(["test", f"--data.root={split_folder}", f"--ckpt_path={name}", *QUIET]) == 2
