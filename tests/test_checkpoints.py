@@ -339,6 +339,8 @@ def test_options_go_over_the_record(folder: Path) -> None:
         load(folder, in_channels=1)
     with pytest.raises(InputError, match="no option 'droput' of a network; did you mean dropout"):
         load(folder, droput=0.1)
+    with pytest.raises(InputError, match="inflate starts a network from 2D weights"):
+        load(folder, inflate="resnet50")
 
 
 def test_options_of_a_config_are_known_ones(folder: Path) -> None:

@@ -2,7 +2,9 @@
 
 import math
 
+import huggingface_hub
 import pytest
+import timm
 import torch
 from timm.models import resnet
 from torch import nn
@@ -326,3 +328,34 @@ def test_a_2d_network_of_another_shape_is_refused_by_tensor_name():
         create_network("resnet3d_26", inflate=image_network(resnet.Bottleneck, (3, 2, 2, 2)))
     with pytest.raises(InputError, match=r"0 of its tensors .* are missing \(stage4\.1\.convolve"):
         create_network("resnet3d_26", inflate=image_network(resnet.Bottleneck, (2, 2, 2, 1)))
+
+
+@pytest.mark.parametrize(
+    ("inflate", "message"),
+    [
+        ("resnet999", r"timm has no model 'resnet999'; there are: resnet"),
+        ("nothing", r"timm has no model 'nothing'; there are: resnet50"),
+        ("resnet18.nothing", r"timm cannot make 'resnet18\.nothing' with weights: Invalid pretrained tag"),
+        (3, r"the name of a timm ResNet, or one itself, got 3"),
+        (
+            "resnet18",
+            r"resnet18 are not on this machine and HF_HUB_OFFLINE is set .*\(2\) in Python, give the model itself",
+        ),
+        ("hf-hub:timm/nothing", r"hf-hub:timm/nothing are not on this machine and HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_a_2d_network_that_cannot_be_had_is_told(inflate, message, monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(InputError, match=message):
+        create_network("resnet3d_18", inflate=inflate)
+
+
+def test_a_hub_that_is_not_reached_is_told(monkeypatch):
+    def unreachable(*args, **options):
+        raise huggingface_hub.errors.LocalEntryNotFoundError("no line")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(timm, "create_model", unreachable)
+    with pytest.raises(InputError, match=r"https?://\S+ did not give them \(LocalEntryNotFoundError\)\. Two ways out"):
+        create_network("resnet3d_18", inflate="resnet18")

@@ -439,6 +439,8 @@ def _build(
     except InputError as error:
         raise InputError(f"{source}: {error}") from error
     options |= check_options(network_options)
+    if options.get("inflate") is not None:
+        raise InputError(f"{source}: inflate starts a network from 2D weights; these weights would take their place")
     network = create_network(converted.architecture, num_classes=wanted, **options)
     tensors = {name: tensor for name, tensor in converted.tensors.items() if keeps_head or not name.startswith("head.")}
     _fill(network, tensors, source, new_head=not keeps_head)

@@ -500,9 +500,9 @@ def list_networks(filter: str = "*") -> list[str]:
 def inflate_network(network: ResNet3D, image_network: str | nn.Module) -> None:
     """Copy a 2D timm ResNet into `network`; see `create_network`. Raises InputError where the two do not fit."""
     if isinstance(image_network, str):
-        import timm
-
-        image_network = timm.create_model(image_network, pretrained=True)
+        image_network = load_image_network(image_network)
+    if not isinstance(image_network, nn.Module):
+        raise InputError(f"inflate must be the name of a timm ResNet, or one itself, got {image_network!r}")
     fresh = {"interact", "convolve"} if ARCHITECTURES[network.architecture].convolution is not full else set()
     tensors = network.state_dict()
     used, filled = set(), {}
@@ -537,6 +537,29 @@ def inflate_network(network: ResNet3D, image_network: str | nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm3d):
             module.eps = eps
+
+
+def load_image_network(name: str) -> nn.Module:
+    """A 2D network of timm with its weights; InputError where timm has none of that name or cannot download them."""
+    import timm
+    from huggingface_hub import constants, errors
+
+    if ":" not in name and not timm.is_model(name):  # with a colon it is not in timm's list: hf-hub:owner/repo
+        near = difflib.get_close_matches(name, timm.list_models("resnet*"), n=5)
+        raise InputError(
+            f"inflate: timm has no model {name!r}; there are: {', '.join(near) or 'resnet50, resnet18, …'}"
+        )
+    try:
+        return timm.create_model(name, pretrained=True)
+    except (OSError, errors.HTTPError) as error:  # what the Hub's client raises, without a network among it
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} did not give them"
+        raise InputError(
+            f"inflate: the weights of timm's {name} are not on this machine and {reason} ({type(error).__name__}). Two"
+            f" ways out: (1) go online once, with HF_HUB_OFFLINE unset, and they are kept in {constants.HF_HUB_CACHE};"
+            f" (2) in Python, give the model itself: inflate=timm.create_model({name!r}, checkpoint_path=...)"
+        ) from error
+    except (RuntimeError, ValueError) as error:  # no such tag, no weights, no such repository's name
+        raise InputError(f"inflate: timm cannot make {name!r} with weights: {error}") from error
 
 
 def _inflated_name(name: str, block: type[Simple] | type[Bottleneck]) -> str | None:
