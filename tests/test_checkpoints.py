@@ -270,13 +270,12 @@ def test_a_bare_file_is_told_by_its_names(network: ResNet3D, tmp_path: Path) -> 
 
 
 def test_a_lightning_checkpoint_is_a_source(network: ResNet3D, record: Checkpoint, tmp_path: Path) -> None:
-    options = {name: value for name, value in network.options.items() if name != "num_classes"}
     hyper_parameters = {
         "architecture": "ircsn_tiny",
         "num_classes": 3,
         "classes": CLASSES,
         "clip": CLIP.to_dict(),
-        "network": options | {"norm_eps": 1e-2},
+        "network": network.trunk_options | {"norm_eps": 1e-2},
         "origin": record.to_dict(),
     }
     tensors = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}

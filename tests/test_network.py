@@ -142,9 +142,8 @@ def test_options_from_outside_that_do_not_exist_are_named(options, message):
 
 
 def test_options_of_a_network_are_options_from_outside():
-    options = create_network("ircsn_tiny", num_classes=3).options
-    del options["num_classes"]
-    assert check_options(options) == options
+    network = create_network("ircsn_tiny", num_classes=3, dropout=0.5)
+    assert check_options(network.trunk_options) | {"num_classes": 3} == network.options
 
 
 @pytest.mark.parametrize("name", [*TINY, "resnet3d_18"])

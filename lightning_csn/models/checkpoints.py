@@ -455,8 +455,7 @@ def _build(
                 converted.num_classes,
             )
         record = record.retrained(num_classes=wanted, classes=names)
-    kept = {name: value for name, value in network.options.items() if name != "num_classes"}
-    return network.eval(), dataclasses.replace(record, network=kept)
+    return network.eval(), dataclasses.replace(record, network=network.trunk_options)
 
 
 def _fill(network: ResNet3D, tensors: Mapping[str, Tensor], source: str | Path, *, new_head: bool) -> None:
@@ -503,8 +502,7 @@ def save(network: ResNet3D, checkpoint: Checkpoint, folder: str | Path) -> Path:
             )
     if checkpoint.classes is not None and len(checkpoint.classes) != network.num_classes:
         raise InputError(f"{len(checkpoint.classes)} class names for {network.num_classes} outputs")
-    kept = {name: value for name, value in network.options.items() if name != "num_classes"}
-    checkpoint = dataclasses.replace(checkpoint, network=kept, files=[])
+    checkpoint = dataclasses.replace(checkpoint, network=network.trunk_options, files=[])
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
     content = safetensors.torch.save(
         tensors, {"format": "pt", METADATA_KEY: json.dumps(checkpoint.to_dict(), sort_keys=True)}

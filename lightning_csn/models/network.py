@@ -234,6 +234,11 @@ class ResNet3D(nn.Module):
         self._initialise()
         self.reset_classifier(options["num_classes"])
 
+    @property
+    def trunk_options(self) -> dict[str, Any]:
+        """The options without num_classes, which records, checkpoints and callers keep apart."""
+        return {name: value for name, value in self.options.items() if name != "num_classes"}
+
     def _initialise(self) -> None:
         for module in self.modules():
             if isinstance(module, nn.Conv3d):
