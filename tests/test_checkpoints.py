@@ -289,6 +289,14 @@ def test_a_lightning_checkpoint_is_a_source(network: ResNet3D, record: Checkpoin
     assert "Started from a_name." in loaded.checkpoint.notes
 
 
+def test_weights_trained_twice_started_once(record: Checkpoint) -> None:
+    once = record.retrained(num_classes=2, classes=None)
+    assert once.notes == ["something to know", "Started from a_name."]
+    assert once.retrained(num_classes=5, classes=None).notes == once.notes
+    nameless = dataclasses.replace(record, name=None)
+    assert nameless.retrained(num_classes=2, classes=None).notes == ["something to know"]
+
+
 def test_another_number_of_classes_is_a_new_head(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = load(folder, num_classes=400)
     head = loaded.network.head

@@ -130,6 +130,7 @@ class Checkpoint:
     def retrained(self, *, num_classes: int, classes: list[str] | None) -> Checkpoint:
         """The record of weights that training made of these: who, on what and how well is open again."""
         before = [data for data in (self.pretrained_on, self.trained_on) if data is not None]
+        start = f"Started from {self.name}."
         return dataclasses.replace(
             self,
             num_classes=num_classes,
@@ -140,7 +141,7 @@ class Checkpoint:
             files=[],
             accuracy=None,
             measured=None,
-            notes=[*self.notes, f"Started from {self.name}."] if self.name else self.notes,
+            notes=self.notes if self.name is None or start in self.notes else [*self.notes, start],
         )
 
 
@@ -219,11 +220,14 @@ def find_checkpoint(name: str) -> Checkpoint:
     >>> find_checkpoint("ircsn_152_ig65m").clip_spec().frames
     32
     """
-    table = _table()
-    if name not in table:
-        near = difflib.get_close_matches(name, table, n=5, cutoff=0.5)
-        raise InputError(f"no checkpoint {name!r}; there are: {', '.join(near or sorted(table))}")
-    return table[name]
+    if name not in _table():
+        raise _unknown_name(name)
+    return _table()[name]
+
+
+def _unknown_name(name: str) -> InputError:
+    near = difflib.get_close_matches(name, _table(), n=5, cutoff=0.5)
+    return InputError(f"no checkpoint {name!r}; there are: {', '.join(near or sorted(_table()))}")
 
 
 # ---------------------------------------------------------------- loading
@@ -324,8 +328,7 @@ def _find(source: str | Path, sha256: str | None) -> tuple[Checkpoint | None, li
     if path.suffix or len(path.parts) > 1 or isinstance(source, Path):
         hint = f"; for a repository of the Hub, write hf://{text}" if len(path.parts) == 2 and not path.suffix else ""
         raise InputError(f"{text}: no such file or folder{hint}")
-    find_checkpoint(text)  # raises, with the nearest names
-    raise AssertionError(text)
+    raise _unknown_name(text)
 
 
 def _find_in_folder(folder: Path, sha256: str | None) -> tuple[Checkpoint, list[WeightsFile]]:
