@@ -201,11 +201,40 @@ def test_a_record_survives_as_plain_values() -> None:
     [
         ({"depth": 50}, "fields that a checkpoint does not have: depth"),
         ({"classes": ["one"]}, "3 classes, but 1 names"),
+        ({"classes": [1, 2, 3]}, r"classes of a checkpoint must be list\[str\] \| None, got \[1, 2, 3\]"),
+        ({"clip": [1]}, r"clip of a checkpoint must be dict\[str, Any\], got \[1\]"),
+        ({"clip": {"frame": 8}}, "clip has no frame; there are: frames"),
+        ({"network": [1]}, r"network of a checkpoint must be dict\[str, Any\], got \[1\]"),
+        ({"files": 5}, "files must be a list, got 5"),
+        ({"files": [5]}, "one of files must be fields by name, got 5"),
+        ({"files": [{}]}, "one of files needs address"),
+        ({"files": [{"address": 5}]}, "address of one of files must be str, got 5"),
+        ({"files": [{"address": "a", "md5": "b"}]}, "fields that one of files does not have: md5"),
+        ({"num_classes": True}, r"num_classes of a checkpoint must be int \| None, got True"),
+        ({"notes": "one"}, r"notes of a checkpoint must be list\[str\], got 'one'"),
     ],
 )
 def test_a_record_with_faults(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         Checkpoint.from_dict({"architecture": "ircsn_tiny", "num_classes": 3} | change)
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ([1], r"a checkpoint must be fields by name, got \[1\]"),
+        ({"name": "a"}, "a checkpoint needs architecture and num_classes"),
+    ],
+)
+def test_what_is_no_record(record: Any, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Checkpoint.from_dict(record)
+
+
+def test_null_in_a_record_is_nothing_known() -> None:
+    plain = {"architecture": "ircsn_tiny", "num_classes": None, "clip": None, "network": None, "files": None}
+    checkpoint = Checkpoint.from_dict(plain)
+    assert (set(checkpoint.clip.values()), checkpoint.network, checkpoint.files) == ({None}, {}, [])
 
 
 def test_reading_the_table_needs_no_torch() -> None:
@@ -287,6 +316,16 @@ def test_a_lightning_checkpoint_is_a_source(network: ResNet3D, record: Checkpoin
     assert loaded.checkpoint.clip_spec() == CLIP
     assert (loaded.checkpoint.licence, loaded.checkpoint.accuracy) == ("Apache-2.0", None)
     assert "Started from a_name." in loaded.checkpoint.notes
+
+
+@pytest.mark.parametrize("fault", [{"clip": [1]}, {"origin": 5}, {"num_classes": "three"}])
+def test_a_lightning_checkpoint_of_others_is_refused(network: ResNet3D, tmp_path: Path, fault: dict[str, Any]) -> None:
+    mine = {"architecture": "ircsn_tiny", "num_classes": 3, "clip": CLIP.to_dict(), "network": {}, "origin": None}
+    torch.save({"state_dict": network.state_dict(), "hyper_parameters": mine | fault}, tmp_path / "last.ckpt")
+    with pytest.raises(
+        InputError, match=r"last\.ckpt: the hyper-parameters inside were not written by .*must be .*, got"
+    ):
+        load(tmp_path / "last.ckpt")
 
 
 def test_weights_trained_twice_started_once(record: Checkpoint) -> None:

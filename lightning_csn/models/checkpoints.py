@@ -28,7 +28,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import UnionType
+from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
@@ -91,18 +92,21 @@ class Checkpoint:
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], *, name: str | None = None) -> Checkpoint:
         """The record of checkpoints.json, of a config.json or of `to_dict`; InputError for one with other fields."""
-        known = {spec.name for spec in dataclasses.fields(cls)}
-        if unknown := sorted(set(record) - known):
-            raise InputError(f"fields that a checkpoint does not have: {', '.join(unknown)}")
-        if missing := {"architecture", "num_classes"} - set(record):
-            raise InputError(f"a checkpoint needs {' and '.join(sorted(missing))}")
-        values = dict(record)
-        values["name"] = name or values.get("name")
+        if not isinstance(record, Mapping):
+            raise InputError(f"a checkpoint must be fields by name, got {record!r}")
+        values = dict(record) | {"name": name or record.get("name")}
         if isinstance(values.get("classes"), str):
             values["classes"] = class_names(values["classes"])
-        values["clip"] = {name: (values.get("clip") or {}).get(name) for name in CLIP_FIELDS}
-        values["files"] = [WeightsFile(**file) for file in values.get("files") or []]
-        checkpoint = cls(**values)
+        for field_name in ("clip", "network", "files"):
+            if values.get(field_name) is None:
+                values.pop(field_name, None)
+        files = values.pop("files", [])
+        if not isinstance(files, list):
+            raise InputError(f"files must be a list, got {files!r}")
+        values["files"] = [WeightsFile(**_checked_fields(WeightsFile, "one of files", file)) for file in files]
+        checkpoint = cls(**_checked_fields(cls, "a checkpoint", values))
+        clip = _clip_values(checkpoint.clip)
+        checkpoint = dataclasses.replace(checkpoint, clip={name: clip.get(name) for name in CLIP_FIELDS})
         if checkpoint.classes is not None and len(checkpoint.classes) != checkpoint.num_classes:
             raise InputError(f"{checkpoint.num_classes} classes, but {len(checkpoint.classes)} names")
         return checkpoint
@@ -143,6 +147,39 @@ class Checkpoint:
             measured=None,
             notes=self.notes if self.name is None or start in self.notes else [*self.notes, start],
         )
+
+
+def _checked_fields(kind: type, what: str, record: object) -> dict[str, Any]:
+    """The fields of a record from outside, for `kind(**fields)`; InputError names what it lacks or should not have."""
+    if not isinstance(record, Mapping):
+        raise InputError(f"{what} must be fields by name, got {record!r}")
+    specs = {spec.name: spec for spec in dataclasses.fields(kind)}
+    if unknown := sorted(str(name) for name in set(record) - set(specs)):
+        raise InputError(f"fields that {what} does not have: {', '.join(unknown)}")
+    needed = {name for name, spec in specs.items() if spec.default is spec.default_factory is dataclasses.MISSING}
+    if missing := sorted(needed - set(record)):
+        raise InputError(f"{what} needs {' and '.join(missing)}")
+    types = get_type_hints(kind)
+    for name, value in record.items():
+        if not _fits(value, types[name]):
+            raise InputError(f"{name} of {what} must be {specs[name].type}, got {value!r}")
+    return dict(record)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    """Whether a value from JSON is of a field's type.
+
+    >>> _fits(["up", "down"], list[str] | None), _fits([1], list[str] | None), _fits(True, int)
+    (True, False, False)
+    """
+    inner = get_args(kind)
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in inner)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, Mapping) and all(_fits(name, inner[0]) for name in value)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 
 @dataclass(frozen=True)
@@ -357,11 +394,8 @@ def _find_on_hub(wanted: HubFile, sha256: str | None) -> tuple[Checkpoint, list[
 
 def _read_config(path: Path, where: str) -> Checkpoint:
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise InputError(f"a {type(record).__name__}, not an object")
-        return Checkpoint.from_dict(record)
-    except (OSError, TypeError, ValueError) as error:  # InputError and what json raises are ValueErrors
+        return Checkpoint.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:  # InputError and what json raises are ValueErrors
         raise InputError(f"{where}: {CONFIG} was not written by lightning_csn ({error})") from error
 
 
@@ -406,16 +440,22 @@ def _record_inside(metadata: Mapping[str, Any], source: str | Path) -> Checkpoin
     if METADATA_KEY in metadata:
         try:
             return Checkpoint.from_dict(json.loads(metadata[METADATA_KEY]))
-        except (TypeError, ValueError) as error:
+        except ValueError as error:  # InputError among them
             raise InputError(f"{source}: the record inside was not written by lightning_csn ({error})") from error
     options = metadata.get("hyper_parameters")
     if not isinstance(options, Mapping) or not {"architecture", "num_classes", "clip", "network"} <= set(options):
         return None
     mine = {name: options.get(name) for name in ("architecture", "num_classes", "classes", "clip", "network")}
-    if not isinstance(options.get("origin"), Mapping):
-        return Checkpoint.from_dict(mine)
-    origin = Checkpoint.from_dict(options["origin"])
-    trained = origin.retrained(num_classes=int(options["num_classes"]), classes=None)
+    try:
+        record = Checkpoint.from_dict(mine)
+        if options.get("origin") is None:
+            return record
+        origin = Checkpoint.from_dict(options["origin"])
+    except InputError as error:
+        raise InputError(
+            f"{source}: the hyper-parameters inside were not written by lightning_csn ({error})"
+        ) from error
+    trained = origin.retrained(num_classes=options["num_classes"], classes=None)
     return Checkpoint.from_dict(trained.to_dict() | mine)
 
 
