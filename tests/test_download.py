@@ -222,6 +222,30 @@ def test_a_wrong_hash_is_refused_and_nothing_is_left(serve: Callable[..., Server
     assert cached(tmp_path) == []
 
 
+def test_a_published_sha1_is_checked_wherever_the_file_comes_from(
+    serve: Callable[..., Server], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = serve(static(OTHER))
+    address = f"{server.address}/w.pth"
+    fetch(address)  # somebody took it without knowing of a hash
+    file = WeightsFile(address=address, sha1=hashlib.sha1(CONTENT).hexdigest())
+    with pytest.raises(
+        DownloadError, match=f"refused, sha1 {file.sha1} expected, got {hashlib.sha1(OTHER).hexdigest()}"
+    ):
+        fetch_first([file])
+    server.answer = static(CONTENT)
+    path, _ = fetch_first([file])
+    assert path.read_bytes() == CONTENT
+    note = json.loads(path.with_name("w.pth.json").read_text())
+    assert (note["sha256"], note["published"]) == (SHA256, True)
+    asked = len(server.requests)
+    assert fetch_first([file])[0] == path
+    assert len(server.requests) == asked
+    (tmp_path / "w.pth").write_bytes(OTHER)
+    with pytest.raises(DownloadError, match="refused, sha1"):
+        fetch_first([dataclasses.replace(file, address=str(tmp_path / "w.pth"))])
+
+
 def test_a_wrong_length_is_refused_and_nothing_is_left(serve: Callable[..., Server], tmp_path: Path) -> None:
     server = serve(static(CONTENT))
     with pytest.raises(DownloadError, match="9 bytes expected, the server has 10240"):

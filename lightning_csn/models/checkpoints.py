@@ -194,7 +194,8 @@ class Loaded:
 class Verification:
     """What `verify` found.
 
-    sha256: of the file. published_sha256: what it had to be; None where nobody says.
+    sha256: of the file. published_sha256: what it had to be; None where nobody says. published_sha1: the SHA-1 that it
+        had to have, and has, for a publisher who gives one.
     finite: whether the logits of one fixed clip are finite; logits: the first four of them.
     """
 
@@ -203,6 +204,7 @@ class Verification:
     bytes: int
     sha256: str
     published_sha256: str | None
+    published_sha1: str | None
     architecture: str
     num_classes: int
     parameters: int
@@ -329,6 +331,7 @@ def verify(source: str | Path, *, sha256: str | None = None) -> Verification:
         bytes=path.stat().st_size,
         sha256=hash_file(path),
         published_sha256=file.sha256,
+        published_sha1=file.sha1,
         architecture=network.architecture,
         num_classes=network.num_classes,
         parameters=sum(parameter.numel() for parameter in network.parameters()),

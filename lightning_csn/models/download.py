@@ -7,8 +7,9 @@ An address is one of
     anything else                       a path
 
 Hub files are huggingface_hub's business. For plain addresses this file keeps the same promises: a partial file beside
-the target, continued after a break; size and SHA-256 checked; then renamed into place; one process at a time. Where
-nobody published a SHA-256, that of the first download is written beside the file, and a later difference is an error.
+the target, continued after a break; size and published hashes checked; then renamed into place; one process at a time.
+Where nobody published a hash, the SHA-256 of the first download is written beside the file, and a later difference is
+an error.
 
 HF_HOME, HF_ENDPOINT, HF_HUB_OFFLINE and HF_HUB_DOWNLOAD_TIMEOUT mean what they mean elsewhere. LIGHTNING_CSN_MIRROR
 names a folder or an address that is asked first: <mirror>/<last part of the address>. A mirror folder may also hold
@@ -18,6 +19,7 @@ owner/repo/file of the Hub; another server for these is what HF_ENDPOINT is for.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
 import http.client
@@ -109,9 +111,9 @@ def is_web_address(address: str) -> bool:
     return address.lower().startswith(("https://", "http://"))
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, as 64 hex digits."""
-    digest = hashlib.sha256()
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """SHA-256 of a file, as 64 hex digits, or its SHA-1, as 40."""
+    digest = hashlib.new(algorithm, usedforsecurity=algorithm != "sha1")
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
             digest.update(chunk)
@@ -131,12 +133,23 @@ def check_sha256(value: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsFile:
-    """One place where weights lie: its address, and what is known of the file there (None: nobody said)."""
+    """One place where weights lie: its address, and what is known of the file there (None: nobody said).
+
+    sha1 is for a publisher who gives nothing better: it finds accidents, and is checked beside the SHA-256.
+    """
 
     address: str
     format: str | None = None
     sha256: str | None = None
+    sha1: str | None = None
     bytes: int | None = None
+
+    def wrong_hash(self, path: Path) -> str | None:
+        """What speaks against a file being this one; None if it has every hash that was published."""
+        for algorithm, expected in (("sha256", self.sha256), ("sha1", self.sha1)):
+            if expected is not None and (found := hash_file(path, algorithm)) != expected:
+                return f"{algorithm} {expected} expected, got {found}"
+        return None
 
     @classmethod
     def parse(cls, address: str | Path, sha256: str | None = None) -> WeightsFile:
@@ -225,8 +238,8 @@ def _checked(path: Path, file: WeightsFile) -> Path:
     """The path, if it holds what was said; DownloadError otherwise."""
     if file.bytes is not None and path.stat().st_size != file.bytes:
         raise DownloadError(f"{file.address}: {file.bytes} bytes expected, got {path.stat().st_size} ({path})")
-    if file.sha256 is not None and (found := hash_file(path)) != file.sha256:
-        raise DownloadError(f"{file.address}: refused, sha256 {file.sha256} expected, got {found} ({path})")
+    if (fault := file.wrong_hash(path)) is not None:
+        raise DownloadError(f"{file.address}: refused, {fault} ({path})")
     return path
 
 
@@ -333,9 +346,9 @@ def _find_here(file: WeightsFile) -> Path | None:
     if (path := _mirrored(_file_name(file.address))) is not None:
         return _checked(path, file)
     target = _target(file.address)
-    expected = file.sha256 or _read_json(_note(target)).get("sha256")
+    recorded = dataclasses.replace(file, sha256=file.sha256 or _read_json(_note(target)).get("sha256"))
     try:
-        return target if target.is_file() and hash_file(target) == expected else None
+        return target if recorded.sha256 and target.is_file() and recorded.wrong_hash(target) is None else None
     except OSError:  # not ours to read: the same as not there
         return None
 
@@ -420,21 +433,21 @@ def _download_locked(addresses: list[str], target: Path, file: WeightsFile) -> P
     if _is_offline():
         raise UnreachableError(f"{file.address} is not on this machine and HF_HUB_OFFLINE is set")
 
+    is_published = file.sha256 is not None or file.sha1 is not None
     failures: list[DownloadError] = []
     for address in addresses:
         part = _part(target, address)
         try:
             _check_scheme(address)  # of a mirror too
-            _transfer(address, part, num_bytes=file.bytes, resumable_without_tag=file.sha256 is not None)
+            _transfer(address, part, num_bytes=file.bytes, resumable_without_tag=is_published)
         except DownloadError as error:
             failures.append(error)
             continue
+        fault = file.wrong_hash(part)
         found = hash_file(part)
-        if found == (file.sha256 or recorded or found):
+        if fault is None and (is_published or recorded in (None, found)):
             size = part.stat().st_size
-            _write_json(
-                note, {"address": address, "sha256": found, "bytes": size, "published": file.sha256 is not None}
-            )
+            _write_json(note, {"address": address, "sha256": found, "bytes": size, "published": is_published})
             os.replace(part, target)
             for other in addresses:
                 _drop(_part(target, other))
@@ -442,12 +455,12 @@ def _download_locked(addresses: list[str], target: Path, file: WeightsFile) -> P
                 logger.warning("%s; took the next address", failure)
             return target
         _drop(part)
-        if file.sha256 is None:
+        if fault is None:
             raise ChangedFileError(
                 f"{address}: refused, sha256 {recorded} expected, as at the first download, got {found}. "
                 f"If you trust the new file, delete {note}"
             )
-        failures.append(DownloadError(f"{address}: refused, sha256 {file.sha256} expected, got {found}"))
+        failures.append(DownloadError(f"{address}: refused, {fault}"))
     kind = UnreachableError if all(isinstance(failure, UnreachableError) for failure in failures) else DownloadError
     raise kind("; ".join(map(str, failures)))
 
