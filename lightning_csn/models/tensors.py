@@ -32,7 +32,7 @@ LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # torch.serialization.MAGIC_
 SAFETENSORS_HEADER = 100_000_000  # bytes, the format's own limit; its length comes first, in eight bytes
 
 # What a damaged pickle raises: the `pickle` documentation names the first four and says that there are others.
-_DAMAGED = (
+DAMAGED_PICKLE = (
     pickle.UnpicklingError,
     AttributeError,
     EOFError,
@@ -135,7 +135,7 @@ def _read_legacy(path: Path) -> TensorFile:
 def _read_torch(path: Path) -> TensorFile:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except _DAMAGED as error:
+    except DAMAGED_PICKLE as error:
         if code := re.search(r"GLOBAL (\S+)", str(error)):
             raise _refusal(path, code[1]) from error
         advice = r"WeightsUnpickler error: |from a trusted source\."  # to load it unsafely, which comes first
@@ -157,7 +157,7 @@ def _read_pickle(path: Path) -> TensorFile:
             content = _DataUnpickler(file, encoding="latin1").load()
         except _CodeFound as error:
             raise _refusal(path, str(error)) from error
-        except _DAMAGED as error:
+        except DAMAGED_PICKLE as error:
             reason = str(error) or type(error).__name__
             raise InputError(f"{path}: a damaged or incomplete pickle ({reason})") from error
     found = _unwrap(path, content)
