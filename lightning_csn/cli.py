@@ -76,7 +76,7 @@ def classify_options(parser: ArgumentParser) -> None:
 
 def run_classify(args: Namespace) -> int:
     """Answer for each video; those that cannot be read do not stop the others."""
-    from lightning_csn.module import LitCSN
+    from lightning_csn.module import LitCSN, view_text
     from lightning_csn.predict import choose_device, classify
 
     device = choose_device(args.device)
@@ -96,8 +96,10 @@ def run_classify(args: Namespace) -> int:
             note(str(error))
             continue
         answers.append(answer)
+        if answer.short:
+            note(f"{path}: shorter than a clip of {args.model}, so its last frame is repeated")
         if not args.json:
-            print(as_text(answer, f"{args.model}, {args.clips} clips x {args.crops} crops"), flush=True)
+            print(as_text(answer, f"{args.model}, {view_text(args.clips, args.crops)}"), flush=True)
     if args.json:
         videos = [as_json(answer) for answer in answers]
         videos += [{"path": path, "error": message} for path, message in failures.items()]
@@ -137,7 +139,7 @@ def as_json(answer: Prediction) -> dict[str, Any]:
     def classes(top: list[tuple[str, float]]) -> list[dict[str, Any]]:
         return [{"class": name, "probability": probability} for name, probability in top]
 
-    record: dict[str, Any] = {"path": answer.path, "top": classes(answer.top)}
+    record: dict[str, Any] = {"path": answer.path, "top": classes(answer.top), "short": answer.short}
     if answer.timeline:
         record["timeline"] = [
             {"start_seconds": start, "end_seconds": end, "top": classes(top)} for start, end, top in answer.timeline

@@ -1,8 +1,8 @@
 """VideoDataModule: the videos of a folder or of list files, as batches for fit, validate, test and predict.
 
 Shapes: B videos, V views of each, C channels, T frames, H x W pixels. A batch is a dict: clips uint8
-(B, V, C, T, H, W), labels int64 (B,) (-1 unknown), videos int64 (B,) (numbers within the split), unreadable
-[(number, message)]. B counts the readable videos and may be 0.
+(B, V, C, T, H, W), labels int64 (B,) (-1 unknown), videos int64 (B,) (numbers within the split), short bool (B,)
+(shorter than a clip), unreadable [(number, message)]. B counts the readable videos and may be 0.
 """
 
 from __future__ import annotations

@@ -32,6 +32,7 @@ class VideoScores(Metric):
     - loss: mean of -log(probability of the label), natural logarithm.
     - videos: how many were scored. Without any, the four above are nan.
     - unreadable: how many could not be read; they are in none of the other numbers.
+    - short: how many of the scored ones are shorter than a clip, so that their last frame was repeated.
 
     num_classes: K, 2 or more. Raises InputError in `compute` where a label is none of 0 to K-1.
 
@@ -39,7 +40,7 @@ class VideoScores(Metric):
     >>> scores.update(torch.tensor([7, 2]), torch.tensor([0, 1]), torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]))
     >>> scores.update(torch.tensor([7]), torch.tensor([0]), torch.tensor([[0.5, 0.25, 0.25]]), unreadable=[4])
     >>> {name: round(value.item(), 4) for name, value in scores.compute().items()}
-    {'top1': 0.5, 'top5': 1.0, 'macro_f1': 0.3333, 'loss': 1.4979, 'videos': 2, 'unreadable': 1}
+    {'top1': 0.5, 'top5': 1.0, 'macro_f1': 0.3333, 'loss': 1.4979, 'videos': 2, 'unreadable': 1, 'short': 0}
     """
 
     full_state_update = False
@@ -47,17 +48,25 @@ class VideoScores(Metric):
     labels: list[Tensor]
     probabilities: list[Tensor]
     unreadable: list[Tensor]
+    short: list[Tensor]
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:
             raise InputError(f"scores need 2 classes or more, got {num_classes}")
         self.num_classes = num_classes
-        for name in ("videos", "labels", "probabilities", "unreadable"):
+        for name in ("videos", "labels", "probabilities", "unreadable", "short"):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
-    def update(self, videos: Tensor, labels: Tensor, probabilities: Tensor, unreadable: Sequence[int] = ()) -> None:
-        """Take in a batch: numbers (B,), labels (B,), probabilities (B, K), and the numbers of unreadable videos.
+    def update(
+        self,
+        videos: Tensor,
+        labels: Tensor,
+        probabilities: Tensor,
+        unreadable: Sequence[int] = (),
+        short: Sequence[int] = (),
+    ) -> None:
+        """Add a batch: numbers (B,), labels (B,), probabilities (B, K), and the numbers of unreadable and short videos.
 
         B may be 0.
         """
@@ -70,6 +79,7 @@ class VideoScores(Metric):
         self.labels.append(labels.long())
         self.probabilities.append(probabilities.detach().float())
         self.unreadable.append(torch.tensor(list(unreadable), dtype=torch.long, device=videos.device))
+        self.short.append(torch.tensor(list(short), dtype=torch.long, device=videos.device))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Bring the videos of all processes together, as torchmetrics does."""
@@ -84,13 +94,15 @@ class VideoScores(Metric):
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of all videos of all processes; see the class."""
-        videos, labels, probabilities, unreadable = (
-            dim_zero_cat(state).cpu() for state in (self.videos, self.labels, self.probabilities, self.unreadable)
+        videos, labels, probabilities, unreadable, short = (
+            dim_zero_cat(state).cpu()
+            for state in (self.videos, self.labels, self.probabilities, self.unreadable, self.short)
         )
         first = first_of_each(videos)
         videos, labels, probabilities = videos[first], labels[first], probabilities[first]
-        unreadable = unreadable[~torch.isin(unreadable, videos)].unique()
-        counts = {"videos": torch.tensor(len(videos)), "unreadable": torch.tensor(len(unreadable))}
+        unreadable = unreadable[~torch.isin(unreadable, videos)]
+        counted = {"videos": videos, "unreadable": unreadable, "short": short}
+        counts = {name: torch.tensor(len(numbers.unique())) for name, numbers in counted.items()}
         if len(videos) == 0:
             return dict.fromkeys(("top1", "top5", "macro_f1", "loss"), torch.tensor(torch.nan)) | counts
         outside = videos[(labels < 0) | (labels >= self.num_classes)]

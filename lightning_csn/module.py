@@ -2,7 +2,7 @@
 
 Shapes: B videos, V views of each, K classes; a view is a clip (C, T, H, W), and clips are (B, V, C, T, H, W).
 A batch is a dict: clips uint8 (B, V, C, T, H, W), labels int64 (B,), videos int64 (B,) (numbers within the split),
-unreadable list of (number, message). It holds B readable videos, which may be none.
+short bool (B,) (shorter than a clip), unreadable list of (number, message). It holds B readable videos; B may be 0.
 """
 
 from __future__ import annotations
@@ -54,8 +54,9 @@ class LitCSN(L.LightningModule):
     Training works on one clip of each video. Validation, test and prediction average the views that the data brings
     (10 clips x 3 crops, for example), score every video once on any number of processes, and count what could not be
     read: see VideoScores for the figures, which are logged as val_top1, val_top5, val_macro_f1, val_loss, val_videos,
-    val_unreadable, and the same with test_. Which views share a pass through the network can change the last bits of
-    their logits; with one video in a batch, as for the usual 10 clips x 3 crops, no number of processes changes that.
+    val_unreadable, val_short, and the same with test_. Which views share a pass through the network can change the
+    last bits of their logits; with one video in a batch, as for the usual 10 clips x 3 crops, no number of processes
+    changes that.
 
     All hyper-parameters are plain values, the whole network is described in them, and a Lightning checkpoint therefore
     opens without this package, and reloads without a download.
@@ -300,7 +301,8 @@ class LitCSN(L.LightningModule):
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batch_size)
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
         self.log_dict({"train_loss_epoch": loss.detach(), "train_top1": right}, batch_size=batch_size, **epoch)
-        self.log("train_unreadable", float(len(batch["unreadable"])), reduce_fx="sum", batch_size=batch_size, **epoch)
+        counts = {"train_unreadable": float(len(batch["unreadable"])), "train_short": batch["short"].float().sum()}
+        self.log_dict(counts, reduce_fx="sum", batch_size=batch_size, **epoch)
         return loss
 
     def _nothing_to_learn(self) -> Tensor:
@@ -323,7 +325,9 @@ class LitCSN(L.LightningModule):
     def _score(self, batch: Batch, scores: VideoScores) -> None:
         unreadable = dict(batch["unreadable"])
         self._unreadable |= unreadable
-        scores.update(batch["videos"], batch["labels"], self._probabilities(batch), list(unreadable))
+        videos = batch["videos"]
+        short = videos[batch["short"]].tolist()
+        scores.update(videos, batch["labels"], self._probabilities(batch), list(unreadable), short)
 
     def _probabilities(self, batch: Batch) -> Tensor:
         if len(batch["videos"]) == 0:
@@ -332,8 +336,10 @@ class LitCSN(L.LightningModule):
         return self(batch["clips"])
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation's scores."""
-        self._finish("val", self.val_scores)
+        """Log the validation's scores, and print them where they were asked for by themselves."""
+        line = self._finish("val", self.val_scores)
+        if self.trainer.state.fn != "fit":
+            self.print(line)
 
     def on_test_epoch_end(self) -> None:
         """Log the test's scores, and print them with how they were measured."""
@@ -352,16 +358,23 @@ class LitCSN(L.LightningModule):
             self._tell(stage, unreadable)
         return (
             f"{stage}: top-1 {values['top1']:.4f}, top-5 {values['top5']:.4f}, macro F1 {values['macro_f1']:.4f}, "
-            f"loss {values['loss']:.4f} of {values['videos']} videos ({values['unreadable']} more unreadable); "
-            f"{self._protocol(stage)}"
+            f"loss {values['loss']:.4f} of {values['videos']} videos ({values['unreadable']} more unreadable, "
+            f"{values['short']} shorter than a clip); {self._protocol(stage)}"
         )
 
     def _protocol(self, stage: str) -> str:
         data = getattr(self.trainer, "datamodule", None)
         clips, crops = (getattr(data, f"{stage}_{name}", None) for name in ("clips", "crops"))
-        views = f"{clips} clips x {crops} crops" if clips and crops else f"{self._views} views"
-        side = self.clip.test_crop
-        return f"{views} of {self.clip.frames} frames of {side} x {side} pixels, mean of {self.hparams['average']}"
+        views = view_text(clips, crops) if clips and crops else f"{self._views} view{'s' * (self._views != 1)}"
+        side, head = self.clip.test_crop, self.network.options
+        windows = head["head_pooling"]
+        pooling = "globally pooled"
+        if windows != "global":
+            pooling = f"pooled in windows of {' x '.join(map(str, windows))} whose {head['head_average']} are averaged"
+        return (
+            f"{views} of {self.clip.frames} frames of {side} x {side} pixels, {pooling}, "
+            f"mean of the views' {self.hparams['average']}"
+        )
 
     def _tell(self, stage: str, unreadable: dict[int, str]) -> None:
         """Log what is unreadable, once each."""
@@ -492,6 +505,15 @@ def rate_factor(
     if schedule == "steps":
         return gamma ** sum(epoch >= milestone for milestone in milestones)
     return 1.0
+
+
+def view_text(clips: int, crops: int) -> str:
+    """How a video is seen, in words.
+
+    >>> view_text(10, 3), view_text(1, 1)
+    ('10 clips x 3 crops', '1 clip x 1 crop')
+    """
+    return f"{clips} clip{'s' * (clips != 1)} x {crops} crop{'s' * (crops != 1)}"
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:

@@ -37,11 +37,13 @@ class Prediction:
 
     top: of the whole video.
     timeline: (start_seconds, end_seconds, top) of one window after the other, from the first frame to the last.
+    short: whether the video is shorter than a clip, so that its last frame was repeated.
     """
 
     path: str
     top: Top
     timeline: list[tuple[float, float, Top]]
+    short: bool
 
 
 def classify(
@@ -86,7 +88,7 @@ def classify(
                 count = min(clips, -(-(end - first) // spec.span))
                 around = widen(first, end, span=spec.span, num_frames=len(numbers))
                 timeline.append((start_seconds, end_seconds, answer(*around, count)))
-    return Prediction(os.fspath(path), whole, timeline)
+    return Prediction(os.fspath(path), whole, timeline, short=len(numbers) < spec.span)
 
 
 def plan_timeline(num_frames: int, *, fps: float, every: float) -> list[tuple[float, float, int, int]]:

@@ -249,11 +249,19 @@ def test_classify_names_the_classes_of_each_video(video_folder, weights, capsys)
     assert main(["classify", *paths, "--model", str(weights), "--clips", "2", "--top", "2", "--every", "0.2"]) == 0
     shown = capsys.readouterr().out
     for path in paths:
-        assert f"{path}  ({weights}, 2 clips x 1 crops)" in shown
+        assert f"{path}  ({weights}, 2 clips x 1 crop)" in shown
     assert len(re.findall(r"^ +\d+\.\d%  (clapping|jumping|waving)$", shown, re.MULTILINE)) == 4
     assert (
         len(re.findall(r"^ +0\.\d\d to +0\.\d\d  \w+ \d+%, \w+ \d+%$", shown, re.MULTILINE)) == 6
     )  # 12 frames, 25 fps
+
+
+def test_classify_says_which_videos_are_shorter_than_a_clip(make_video, weights, tmp_path, capsys):
+    paths = [str(make_video(tmp_path / f"{frames}.mp4", frames=frames)) for frames in (3, 4)]
+    assert main(["classify", *paths, "--model", str(weights), "--json"]) == 0
+    shown = capsys.readouterr()
+    assert [video["short"] for video in json.loads(shown.out)["videos"]] == [True, False]
+    assert re.findall(r"(\S+): shorter than a clip", shown.err) == paths[:1]
 
 
 def test_classify_as_json_reports_the_unreadable_in_its_place(video_folder, weights, tmp_path, capsys):
@@ -331,12 +339,13 @@ def test_test_needs_no_model_options(trained, split_folder, tmp_path, capsys):
     assert main(["test", f"--data.root={split_folder}", checkpoint, *options, *QUIET, root]) == 0
     shown = capsys.readouterr().out
     assert "of 9 videos" in shown
-    assert "2 clips x 1 crops of 4 frames of 32 x 32 pixels" in shown
+    assert "2 clips x 1 crop of 4 frames of 32 x 32 pixels" in shown
 
 
-def test_validate_scores_weights_without_a_run(split_folder, weights, tmp_path):
+def test_validate_scores_weights_without_a_run(split_folder, weights, tmp_path, capsys):
     options = [f"--model.pretrained={weights}", "--data.num_workers=0", f"--trainer.default_root_dir={tmp_path}"]
     assert main(["validate", f"--data.root={split_folder}", *options, *QUIET]) == 0
+    assert "of 6 videos (0 more unreadable, 0 shorter than a clip); 1 clip x 1 crop of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,21 @@ def test_a_video_is_brought_to_the_clips_frame_rate(square, read_number):
 def test_a_short_video_repeats_its_last_frame(square, read_number):
     for train in (False, True):
         dataset = VideoDataset([Sample(square, 0, 0)], spec(frames=12), train=train, scale=(1.0, 1.0), flip=0)
-        assert shown(dataset[0]["clips"][0], read_number) == [*range(0, 20, 2), 19, 19]
+        item = dataset[0]
+        assert shown(item["clips"][0], read_number) == [*range(0, 20, 2), 19, 19]
+        assert item["short"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "short"),
+    [({"step": 6}, False), ({"step": 7}, True), ({"fps": 10, "step": 3}, False), ({"fps": 10, "step": 4}, True)],
+)
+def test_a_video_is_short_if_a_clip_spans_more_of_it_than_there_is(square, changes, short):
+    for train in (False, True):
+        item = VideoDataset([Sample(square, 0, 0)], spec(**changes), train=train)[0]
+        assert item["short"] is short
+        batch = collate([item, item])
+        assert batch["short"].tolist() == [short, short]
 
 
 def test_training_takes_one_clip_at_random_times(square, read_number):
@@ -166,7 +180,7 @@ def test_a_batch_without_a_readable_video_keeps_its_shapes(broken):
     batch = collate([dataset[0]])
     assert batch["clips"].shape == (0, 6, 3, 4, 48, 48)
     assert batch["clips"].dtype == torch.uint8
-    assert batch["labels"].shape == batch["videos"].shape == (0,)
+    assert batch["labels"].shape == batch["videos"].shape == batch["short"].shape == (0,)
     assert batch["labels"].dtype == batch["videos"].dtype == torch.int64
     assert [number for number, _ in batch["unreadable"]] == [3]
 

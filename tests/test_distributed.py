@@ -40,6 +40,7 @@ def make_batch(numbers, unreadable=(), views=3):
         "clips": torch.stack(clips) if clips else torch.empty(0, views, 3, 4, 32, 32, dtype=torch.uint8),
         "labels": torch.tensor([n % 4 for n in numbers], dtype=torch.long),
         "videos": torch.tensor(list(numbers), dtype=torch.long),
+        "short": torch.tensor([n % 3 == 1 for n in numbers], dtype=torch.bool),
         "unreadable": [(n, f"{n}.mp4: no such file") for n in unreadable],
     }
 
@@ -152,6 +153,7 @@ def test_every_video_is_counted_once(results, case):
     count, unreadable = CASES[case]
     found = results[0][case]
     assert (found["test_videos"], found["test_unreadable"]) == (count - len(unreadable), len(unreadable))
+    assert found["test_short"] == len(set(range(1, count, 3)) - set(unreadable))
 
 
 def test_training_goes_on_where_one_process_has_nothing_readable(results):
@@ -174,6 +176,6 @@ def test_a_validation_is_of_one_network_on_all_processes(results):
 
 def test_a_test_is_printed_and_unreadable_videos_are_listed_once(results):
     said = results[-1]
-    assert said.count("of 3 videos (2 more unreadable)") == 1
+    assert said.count("of 3 videos (2 more unreadable, 1 shorter than a clip)") == 1
     assert said.count("  video 5: 5.mp4: no such file") == 1
     assert "sync_dist" not in said  # Lightning's complaint about numbers that are logged for one process only

@@ -17,11 +17,11 @@ def make_videos(count, seed=0):
     return torch.arange(count), labels, torch.randn(count, K, generator=generator).softmax(-1)
 
 
-def score(videos, labels, probabilities, *, batches, unreadable=()):
+def score(videos, labels, probabilities, *, batches, unreadable=(), short=()):
     scores = VideoScores(num_classes=probabilities.shape[1])
     for numbers in batches:
         scores.update(videos[numbers], labels[numbers], probabilities[numbers])
-    scores.update(videos[:0], labels[:0], probabilities[:0], unreadable=unreadable)
+    scores.update(videos[:0], labels[:0], probabilities[:0], unreadable=unreadable, short=short)
     return {name: value.item() for name, value in scores.compute().items()}
 
 
@@ -66,6 +66,11 @@ def test_unreadable_videos_are_counted_once_and_apart():
     videos = make_videos(5)
     found = score(*videos, batches=[[0, 1, 3]], unreadable=[2, 4, 2, 3])  # 3 could be read elsewhere
     assert found == score(*videos, batches=[[0, 1, 3]]) | {"unreadable": 2}
+
+
+def test_short_videos_are_counted_once():
+    videos = make_videos(5)
+    assert score(*videos, batches=[range(5)], short=[1, 4, 1]) == score(*videos, batches=[range(5)]) | {"short": 2}
 
 
 def test_macro_f1_leaves_out_classes_that_nobody_asked_for_or_gave():

@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import math
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -45,7 +46,7 @@ def make_model(**options):
     return LitCSN("ircsn_tiny", **({"classes": CLASSES, "clip": CLIP, "schedule": "constant"} | options))
 
 
-def make_batch(labels, *, views=1, unreadable=(), first=0):
+def make_batch(labels, *, views=1, unreadable=(), short=False, first=0):
     """Every label has a colour of its own, under noise, so that it can be learnt."""
     generator = torch.Generator().manual_seed(first)
     clips = torch.randint(100, (len(labels), views, 3, 4, 32, 32), generator=generator)
@@ -56,6 +57,7 @@ def make_batch(labels, *, views=1, unreadable=(), first=0):
         "clips": clips.to(torch.uint8),
         "labels": torch.tensor(labels, dtype=torch.long),
         "videos": numbers,
+        "short": torch.full((len(labels),), short),
         "unreadable": list(unreadable),
     }
 
@@ -320,22 +322,52 @@ def test_clips_without_views_are_refused():
         make_model()(torch.zeros(1, 3, 4, 32, 32))
 
 
-def test_a_test_is_printed_with_how_it_was_measured(make_trainer, capsys, caplog):
-    model = make_model()
-    batches = [*EVAL, make_batch([], first=7, unreadable=[(6, "b.mp4: moov atom not found")])]
+@pytest.mark.parametrize(
+    ("network", "pooling"),
+    [
+        ({}, "globally pooled"),
+        (
+            {"head_pooling": [1, 1, 1], "head_average": "probabilities"},
+            "pooled in windows of 1 x 1 x 1 whose probabilities are averaged",
+        ),
+    ],
+)
+def test_a_test_is_printed_with_how_it_was_measured(make_trainer, capsys, caplog, network, pooling):
+    model = make_model(network=network)
+    batches = [
+        *EVAL[:-1],
+        make_batch([1], views=5, short=True, first=5),
+        make_batch([], first=7, unreadable=[(6, "b.mp4: moov atom not found")]),
+    ]
     data = Data(CLASSES)
     data.test_dataloader = lambda: loader(*batches)
     trainer = make_trainer()
     trainer.test(model, data, verbose=False)
     expected = {name: value.item() for name, value in trainer.callback_metrics.items()}
-    assert expected.keys() == {f"test_{n}" for n in ("top1", "top5", "macro_f1", "loss", "videos", "unreadable")}
+    assert expected.keys() == {
+        f"test_{n}" for n in ("top1", "top5", "macro_f1", "loss", "videos", "unreadable", "short")
+    }
     assert (expected["test_videos"], expected["test_unreadable"]) == (6, 1)
     assert capsys.readouterr().out == (
         f"test: top-1 {expected['test_top1']:.4f}, top-5 1.0000, macro F1 {expected['test_macro_f1']:.4f}, "
-        f"loss {expected['test_loss']:.4f} of 6 videos (1 more unreadable); "
-        "5 clips x 1 crops of 4 frames of 32 x 32 pixels, mean of probabilities\n"
+        f"loss {expected['test_loss']:.4f} of 6 videos (1 more unreadable, 1 shorter than a clip); "
+        f"5 clips x 1 crop of 4 frames of 32 x 32 pixels, {pooling}, mean of the views' probabilities\n"
     )
     assert "unreadable videos of the test split, left out:\n  video 6: b.mp4: moov atom not found" in caplog.text
+
+
+def test_a_validation_is_printed_where_it_is_not_part_of_training(make_trainer, capsys):
+    model = make_model()
+    make_trainer(max_epochs=1).fit(model, loader(*TRAIN), loader(*EVAL))
+    assert "val: " not in capsys.readouterr().out
+    make_trainer().validate(model, loader(*EVAL), verbose=False)
+    assert re.fullmatch(r"val: top-1 .* of 6 videos .*; 5 views of 4 frames .*\n", capsys.readouterr().out)
+
+
+def test_short_videos_are_counted_in_training(make_trainer):
+    trainer = make_trainer(max_epochs=1)
+    trainer.fit(make_model(), loader(TRAIN[0], make_batch([1, 2], short=True, first=4)))
+    assert trainer.callback_metrics["train_short"] == 2
 
 
 def test_scores_of_one_test_are_gone_in_the_next(make_trainer):

@@ -25,7 +25,8 @@ Item = dict[str, Any]
 class VideoDataset(Dataset[Item]):
     """The videos of a split.
 
-    An item is a dict: video (its number in the split), label, and clips, uint8 (V, C, T, H, W). A video that cannot be
+    An item is a dict: video (its number in the split), label, clips, uint8 (V, C, T, H, W), and short (whether the
+    video is shorter than a clip, so that its last frame is repeated). A video that cannot be
     read is a dict of video, error (the message, with the path) and shape (that of its clips); it is never replaced by
     another one, and what is to be done about it is for the DataModule.
 
@@ -69,10 +70,15 @@ class VideoDataset(Dataset[Item]):
         path, label, number = self.samples[index]
         try:
             with Video(path) as video:
-                clips, mirrored = self._random_clip(video) if self.train else (self._spread_clips(video), False)
+                numbers = resample(video.info.num_frames, video.info.fps, self.clip.fps)
+                if self.train:
+                    clips, mirrored = self._random_clip(video, numbers)
+                else:
+                    clips, mirrored = self._spread_clips(video, numbers), False
         except VideoError as error:
             return {"video": number, "error": str(error), "shape": self.shape}
-        return {"video": number, "label": self.mirrored.get(label, label) if mirrored else label, "clips": clips}
+        label = self.mirrored.get(label, label) if mirrored else label
+        return {"video": number, "label": label, "clips": clips, "short": len(numbers) < self.clip.span}
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -80,17 +86,15 @@ class VideoDataset(Dataset[Item]):
         side = self.clip.crop if self.train else self.clip.test_crop
         return (1 if self.train else self.clips * self.crops, 3, self.clip.frames, side, side)
 
-    def _random_clip(self, video: Video) -> tuple[Tensor, bool]:
+    def _random_clip(self, video: Video, numbers: Sequence[int]) -> tuple[Tensor, bool]:
         """One clip, (1, C, T, H, W), and whether it is mirrored."""
-        numbers = resample(video.info.num_frames, video.info.fps, self.clip.fps)
         chosen = random_clip(len(numbers), length=self.clip.frames, step=self.clip.step)
         size = decoded_size(video.info, self._largest_side)
         frames = video.frames([numbers[i] for i in chosen], size=size)  # (T, H, W, C)
         view, mirrored = self._transform(frames.permute(0, 3, 1, 2))
         return view[None], mirrored
 
-    def _spread_clips(self, video: Video) -> Tensor:
-        numbers = resample(video.info.num_frames, video.info.fps, self.clip.fps)
+    def _spread_clips(self, video: Video, numbers: Sequence[int]) -> Tensor:
         clips = spread_clips(len(numbers), length=self.clip.frames, step=self.clip.step, count=self.clips)
         return read_views(video, [[numbers[i] for i in chosen] for chosen in clips], self.clip, self.crops)
 
@@ -120,7 +124,8 @@ def decoded_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
 
 
 def collate(items: Sequence[Item]) -> dict[str, Any]:
-    """A batch of items: clips uint8 (B, V, C, T, H, W), labels and videos int64 (B,), unreadable [(video, message)].
+    """A batch of items: clips uint8 (B, V, C, T, H, W), labels and videos int64 (B,), short bool (B,), and
+    unreadable [(video, message)].
 
     B counts the readable videos alone and may be 0.
     """
@@ -134,5 +139,6 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
         "clips": clips,
         "labels": torch.tensor([item["label"] for item in readable], dtype=torch.int64),
         "videos": torch.tensor([item["video"] for item in readable], dtype=torch.int64),
+        "short": torch.tensor([item["short"] for item in readable], dtype=torch.bool),
         "unreadable": unreadable,
     }
