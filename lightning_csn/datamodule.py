@@ -171,7 +171,15 @@ class VideoDataModule(L.LightningDataModule):
         if names is not None and stage == "predict":
             self.classes = list(names)
         elif names is not None and list(names) != self.classes and (stage != "fit" or len(names) == len(self.classes)):
-            self.samples, self.classes = self._find(names)
+            try:
+                self.samples, self.classes = self._find(names)
+            except InputError as error:
+                if stage != "fit":
+                    raise
+                raise InputError(
+                    f"{error}; for a new head, pass classes=data.classes where the model is made ('lightning-csn fit "
+                    "--model.pretrained' does it by itself)"
+                ) from error
         if stage == "fit":
             self._samples_for("train")
             self._report()

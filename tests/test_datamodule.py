@@ -190,6 +190,11 @@ def test_labels_follow_the_models_classes(split_folder):
         trainer().test(Recorder(classes=["clap", "jumping"]), data(split_folder))
 
 
+def test_training_for_other_classes_as_many_as_the_models_names_the_way_out(split_folder):
+    with pytest.raises(InputError, match=r"none of the 3 classes; .*; for a new head, pass classes=data\.classes"):
+        trainer().fit(Recorder(classes=["act0", "act1", "act2"]), data(split_folder))
+
+
 def test_mirrored_classes_change_places(tmp_path, make_video):
     for name in ("left", "right", "up"):
         make_video(tmp_path / name / "a.mp4", frames=4, size=(16, 16))
