@@ -25,7 +25,7 @@ from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.transforms import CROPS, SCALE
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
 _FEW_CLASSES = 20  # that a report names one by one
@@ -186,7 +186,7 @@ class VideoDataModule(L.LightningDataModule):
         elif stage in ("validate", "test"):
             samples = self._samples_for("val" if stage == "validate" else "test")
             if "all" in self.samples:
-                log.warning(
+                _log.warning(
                     "%s has no train, val and test: these are all of its %d videos, whether trained on or not",
                     self._root,
                     len(samples),
@@ -278,9 +278,9 @@ class VideoDataModule(L.LightningDataModule):
             return
         for split, samples in self.samples.items():
             counts = Counter(sample.label for sample in samples)
-            log.info("%s: %d videos; %s", split, len(samples), count_text(counts, self.classes))
+            _log.info("%s: %d videos; %s", split, len(samples), count_text(counts, self.classes))
         if not self.has_split("val"):
-            log.info("no validation videos: training goes without validation")
+            _log.info("no validation videos: training goes without validation")
 
     def _fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == "fit"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from lightning_csn.errors import InputError
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 _ENDINGS = "3g2|3gp|asf|avi|divx|f4v|flv|gif|m2ts|m4v|mkv|mov|mp4|mpeg|mpg|mts|mxf|ogv|rm|rmvb|ts|vob|webm|wmv"
 VIDEO_ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split("|"))
@@ -128,7 +128,7 @@ def _videos_by_split(root: Path) -> dict[str, dict[str, list[str]]]:
         return {"all": _videos_by_class(root, others)}
     for folder in others:
         if list_videos(folder):
-            log.warning(
+            _log.warning(
                 "%s: the videos in %s/ are left out, for they are in none of %s/",
                 root,
                 folder.name,
@@ -141,11 +141,11 @@ def _videos_by_class(folder: Path, folders: Iterable[Path]) -> dict[str, list[st
     by_class = {path.name: list_videos(path) for path in folders}
     empty = [name for name, paths in by_class.items() if not paths]
     if empty and len(empty) < len(by_class):
-        log.warning("%s: no videos in %s", folder, ", ".join(empty))
+        _log.warning("%s: no videos in %s", folder, ", ".join(empty))
     if len(empty) < len(by_class):
         loose = sum(1 for path in folder.iterdir() if _is_video(path.name))
         if loose:
-            log.warning("%s: %d videos that are in no class folder are left out", folder, loose)
+            _log.warning("%s: %d videos that are in no class folder are left out", folder, loose)
     return {name: paths for name, paths in by_class.items() if paths}
 
 

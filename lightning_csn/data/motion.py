@@ -31,7 +31,7 @@ from torch import Tensor
 
 from lightning_csn.errors import InputError, check_count
 
-log = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 MOTION_CLASSES = ("left", "right", "up", "down", "clockwise", "counter-clockwise", "nearer", "farther")
 
@@ -82,7 +82,7 @@ def make_motion(
     recipe = {"recipe": _RECIPE, "seed": seed, **counts}
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         if _recipe_of(target) == recipe and all((target / file).is_file() for *_, file in _files(counts)):
-            log.info("%s holds this motion set already", target)
+            _log.info("%s holds this motion set already", target)
             return target
         raise InputError(
             f"{target} is not empty and does not hold this motion set; name another folder or empty this one"
@@ -105,7 +105,7 @@ def make_motion(
         raise InputError(f"{target}: the motion set cannot be written: {error.strerror}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)  # it is there if not all was written
-    log.info("%s: %d videos of %d classes", target, sum(counts.values()) * len(MOTION_CLASSES), len(MOTION_CLASSES))
+    _log.info("%s: %d videos of %d classes", target, sum(counts.values()) * len(MOTION_CLASSES), len(MOTION_CLASSES))
     return target
 
 

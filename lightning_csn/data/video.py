@@ -30,7 +30,7 @@ from torch import Tensor
 
 from lightning_csn.errors import InputError
 
-logger = logging.getLogger(__name__)
+_log = logging.getLogger(__name__)
 
 LARGEST_PIXEL_ASPECT = 4  # a film of 2.39:1 in a square picture has 2.39; more is a broken header, not a lens
 LARGEST_RATE_ERROR = 0.05  # FLV headers say 1000 frames per second; rounding of time stamps is below this share
@@ -448,4 +448,4 @@ def _orientation_of(frame: av.VideoFrame) -> Orientation:
 
 @functools.cache
 def _warn_once(message: str) -> None:
-    logger.warning(message)
+    _log.warning(message)
