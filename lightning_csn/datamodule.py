@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -207,9 +206,7 @@ class VideoDataModule(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader[Item] | list[DataLoader[Item]]:
         """Every validation video once; no loader where training goes without validation."""
         if not self.has_split("val") and self._fitting():
-            # Lightning takes no loaders for an answer, but warns that it has them; setup has said so to the user.
-            warnings.filterwarnings("ignore", message="Total length of `list` across ranks is zero")
-            return []
+            return []  # Lightning takes that, with a warning that their total length is zero
         return self._evaluation_loader(self._samples_for("val"), self.val_clips, self.val_crops)
 
     def test_dataloader(self) -> DataLoader[Item]:
