@@ -115,6 +115,7 @@ class VideoDataModule(L.LightningDataModule):
         self._given_clip = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
         self.clip: ClipSpec | None = None  # known in setup, or when a loader is made
         self.samples, self.classes = self._find(classes)
+        self._to_predict: list[Sample] | None = None  # found when asked for
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
         self.num_workers = num_workers
@@ -179,7 +180,9 @@ class VideoDataModule(L.LightningDataModule):
                     f"{error}; for a new head, pass classes=data.classes where the model is made ('lightning-csn fit "
                     "--model.pretrained' does it by itself)"
                 ) from error
-        if stage == "fit":
+        if stage == "predict":
+            self._to_predict = None
+        elif stage == "fit":
             self._samples_for("train")
             self._report()
         elif stage in ("validate", "test"):
@@ -219,7 +222,14 @@ class VideoDataModule(L.LightningDataModule):
 
     @property
     def predict_samples(self) -> list[Sample]:
-        """The videos that predict takes; a prediction's video number counts them."""
+        """The videos that predict takes; a prediction's video number counts them. Found once for each prediction, for a
+        file that came in between would move the numbers of those behind it.
+        """
+        if self._to_predict is None:
+            self._to_predict = self._find_to_predict()
+        return self._to_predict
+
+    def _find_to_predict(self) -> list[Sample]:
         if self._predict_list is not None:
             paths = place_paths(read_list(self._predict_list), self._predict_list, self._root)
         elif self._lists:

@@ -282,6 +282,16 @@ def test_predict_takes_every_video_with_or_without_classes(tmp_path, split_folde
     assert model.videos("predict") == [0]
 
 
+def test_a_video_that_comes_during_a_prediction_moves_no_path(tmp_path, make_video):
+    make_video(tmp_path / "b.mp4", frames=3, size=(16, 16))
+    module, model = data(tmp_path), Recorder()
+    model.on_predict_start = lambda: make_video(tmp_path / "a.mp4", frames=3, size=(16, 16))
+    trainer().predict(model, module)
+    assert [Path(sample.path).name for sample in module.predict_samples] == ["b.mp4"]
+    trainer().predict(Recorder(), module)
+    assert [Path(sample.path).name for sample in module.predict_samples] == ["a.mp4", "b.mp4"]
+
+
 def write(path: Path, text: str) -> Path:
     path.write_text(text)
     return path
