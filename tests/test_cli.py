@@ -50,15 +50,6 @@ def save_weights(folder, classes=CLASSES):
     return checkpoints.save(network, record, folder)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small networks gain nothing from threads, and lose much on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
     """A folder with weights of a tiny network for the classes of `video_folder`."""
@@ -124,7 +115,7 @@ for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoint
         (["classify"], "the following arguments are required: VIDEO"),
         (["classify", "a.mp4", "--clips", "0"], "a whole number of 1 or more is needed, got 0"),
         (["classify", "a.mp4", "--every", "-1"], "a number of seconds above 0 is needed, got -1"),
-        (["classify", "a.mp4", "--model", "ircsn_152_ig65"], "no checkpoint 'ircsn_152_ig65'; there are: ircsn_"),
+        (["classify", "a.mp4", "--model", "ircsn_152_ig65"], "no file or folder; the nearest are ircsn_"),
         (["classify", "a.mp4", "--device", "abacus"], "device 'abacus' cannot be used"),
         (["checkpoints", "vit*"], "no checkpoint's name matches 'vit*'"),
         (["download", "nope"], "no checkpoint 'nope'"),

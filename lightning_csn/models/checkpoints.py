@@ -134,7 +134,6 @@ class Checkpoint:
     def retrained(self, *, num_classes: int, classes: list[str] | None) -> Checkpoint:
         """The record of weights that training made of these: who, on what and how well is open again."""
         before = [data for data in (self.pretrained_on, self.trained_on) if data is not None]
-        start = f"Started from {self.name}."
         return dataclasses.replace(
             self,
             num_classes=num_classes,
@@ -145,7 +144,7 @@ class Checkpoint:
             files=[],
             accuracy=None,
             measured=None,
-            notes=self.notes if self.name is None or start in self.notes else [*self.notes, start],
+            notes=[] if self.name is None else [f"Started from {self.name}."],  # the others were about those weights
         )
 
 
@@ -266,7 +265,8 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 def _unknown_name(name: str) -> InputError:
     near = difflib.get_close_matches(name, _table(), n=5, cutoff=0.5)
-    return InputError(f"no checkpoint {name!r}; there are: {', '.join(near or sorted(_table()))}")
+    nearest = f"the nearest are {', '.join(near)}; " if near else ""
+    return InputError(f"no checkpoint {name!r}, and no file or folder; {nearest}'lightning-csn checkpoints' lists all")
 
 
 # ---------------------------------------------------------------- loading
@@ -365,7 +365,7 @@ def _find(source: str | Path, sha256: str | None) -> tuple[Checkpoint | None, li
         return _find_in_folder(path, sha256)
     if path.is_file():
         return None, [WeightsFile.parse(path, sha256)]
-    if path.suffix or len(path.parts) > 1 or isinstance(source, Path):
+    if path.suffix or len(path.parts) > 1 or text.endswith(("/", "\\")) or isinstance(source, Path):
         hint = f"; for a repository of the Hub, write hf://{text}" if len(path.parts) == 2 and not path.suffix else ""
         raise InputError(f"{text}: no such file or folder{hint}")
     raise _unknown_name(text)

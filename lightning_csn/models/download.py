@@ -196,12 +196,12 @@ def fetch_first(files: Sequence[WeightsFile]) -> tuple[Path, WeightsFile]:
         for failure in failures:
             logger.warning("%s; took the next address", failure)
         return path, file
-    message = "; ".join(dict.fromkeys(str(failure) for failure in failures))
+    message = "\n".join(dict.fromkeys(str(failure) for failure in failures))
     if all(isinstance(failure, UnreachableError) for failure in failures):
         if len(files) > 1 and _is_offline():
             names = ", ".join(_file_name(file.address) for file in files)
             message = f"HF_HUB_OFFLINE is set and none of these is on this machine: {names}"
-        raise UnreachableError(f"{message}. {ways_out(files[0].address)}")
+        raise UnreachableError(f"{message}\n{ways_out(files[0].address)}")
     raise DownloadError(message)
 
 
@@ -229,8 +229,10 @@ def ways_out(address: str) -> str:
     else:
         mirror = f"a folder or an address that has {_file_name(address)}"
     return (
-        f"Three ways out: (1) go online once, with HF_HUB_OFFLINE unset, and it is kept in {_cache_folder().parent}; "
-        f"(2) set {MIRROR_VARIABLE} to {mirror}; (3) give the path of a local file or folder instead"
+        "Three ways out:\n"
+        f"  (1) go online once, with HF_HUB_OFFLINE unset, and it is kept in {_cache_folder().parent};\n"
+        f"  (2) set {MIRROR_VARIABLE} to {mirror};\n"
+        "  (3) give the path of a local file or folder instead"
     )
 
 
