@@ -183,7 +183,7 @@ class PredictionWriter(BasePredictionWriter):
         self._lines: dict[int, str] = {}  # by the number of the video
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Ask the data where its videos lie, once."""
+        """Take the paths of the videos from the data, for `write_on_batch_end` knows numbers only."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
         self._paths = [sample.path for sample in data.predict_samples]
 
@@ -197,7 +197,7 @@ class PredictionWriter(BasePredictionWriter):
         batch_idx: int,
         dataloader_idx: int,
     ) -> None:
-        """Keep the lines of a batch."""
+        """Make the lines of a batch; they are written at the end, in the order of the videos."""
         classes: Any = pl_module.classes
         for video, probabilities in zip(prediction["videos"].tolist(), prediction["probabilities"], strict=True):
             self._lines[video] = self._line(video, likeliest(probabilities, classes, self.top))
@@ -217,6 +217,8 @@ class PredictionWriter(BasePredictionWriter):
             part.write_text(text, encoding="utf-8", newline="")
             part.replace(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):  # where not even the folder is there
+                part.unlink()
             raise InputError(f"{self.path}: the answers cannot be written: {error.strerror}") from error
 
     def _line(self, video: int, top: Top, error: str = "") -> str:
