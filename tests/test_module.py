@@ -84,15 +84,6 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Clips this small gain nothing from more, and other tests may be running."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture
 def make_trainer(tmp_path):
     def make(**options):
