@@ -152,7 +152,7 @@ class VideoDataModule(L.LightningDataModule):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """How many classes the labels tell apart; 0 where there are only videos to predict."""
         return len(self.classes)
 
     def has_split(self, split: str) -> bool:
@@ -213,7 +213,7 @@ class VideoDataModule(L.LightningDataModule):
         return self._evaluation_loader(self._samples_for("val"), self.val_clips, self.val_crops)
 
     def test_dataloader(self) -> DataLoader[Item]:
-        """Every test video once."""
+        """Every test video once; all videos of a folder without splits."""
         return self._evaluation_loader(self._samples_for("test"), self.test_clips, self.test_crops)
 
     def predict_dataloader(self) -> DataLoader[Item]:

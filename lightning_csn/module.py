@@ -259,7 +259,7 @@ class LitCSN(L.LightningModule):
 
     @property
     def num_classes(self) -> int:
-        """K."""
+        """How many classes the network tells apart; its outputs."""
         return int(self.network.num_classes)
 
     def forward(self, clips: Tensor) -> Tensor:
@@ -310,11 +310,11 @@ class LitCSN(L.LightningModule):
         return torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the validation's scores."""
+        """Score the videos of a batch by the mean over their views."""
         self._score(batch, self.val_scores)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Take a batch into the test's scores."""
+        """As in validation, with scores of its own."""
         self._score(batch, self.test_scores)
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
@@ -377,7 +377,7 @@ class LitCSN(L.LightningModule):
         )
 
     def _tell(self, stage: str, unreadable: dict[int, str]) -> None:
-        """Log what is unreadable, once each."""
+        """Log the unreadable videos of a stage that were not logged before."""
         new = {number: unreadable[number] for number in sorted(unreadable) if (stage, number) not in self._told}
         self._told |= {(stage, number) for number in new}
         if new:

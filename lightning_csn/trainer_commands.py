@@ -232,12 +232,12 @@ class LastCheckpoint(ModelCheckpoint):
         return None if "://" in str(trainer.default_root_dir) else Path(trainer.default_root_dir, "last.ckpt")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if this is when."""
+        """What ModelCheckpoint saves after a validation becomes DIR/last.ckpt, too."""
         super().on_validation_end(trainer, pl_module)
         self._link(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save, if this is when."""
+        """What ModelCheckpoint saves after an epoch of training becomes DIR/last.ckpt, too."""
         super().on_train_epoch_end(trainer, pl_module)
         self._link(trainer)
 
