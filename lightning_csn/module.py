@@ -25,7 +25,7 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 from lightning_csn.metrics import VideoScores
 from lightning_csn.models import checkpoints
-from lightning_csn.models.network import ResNet3D, create_network
+from lightning_csn.models.network import ResNet3D, check_options, create_network
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -140,9 +140,7 @@ class LitCSN(L.LightningModule):
         ):
             check_number(name, share, 0, 1)
         num_classes = count_classes(num_classes, classes)
-        options = dict(network or {})
-        if "num_classes" in options:
-            raise InputError("num_classes is an option of its own, not one of network")
+        options = check_options(network or {})
 
         if pretrained is None:
             if num_classes is None:
