@@ -16,6 +16,10 @@ import numpy as np
 import pytest
 import torch
 
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # for the kernels; Triton reads it when it is first imported
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch.use_deterministic_algorithms asks for
+
 ROWS, COLUMNS = 2, 4  # of the grid: eight cells, numbers 0 to 255
 DARK, BRIGHT = 40, 215
 COLOURS = {"clapping": (1, 0, 0), "jumping": (0, 1, 0), "waving": (0, 0, 1)}  # one a class, so that a network can learn

@@ -241,19 +241,31 @@ def test_the_interact_convolution_of_ipcsn_has_no_relu():
     assert block.interact(torch.randn(1, 16, 2, 8, 8)).min() < 0
 
 
-def test_checkpointing_changes_neither_gradients_nor_running_statistics():
-    networks = []
+@pytest.mark.parametrize("stages", [(1, 2, 3, 4), (1, 3)])
+def test_checkpointing_changes_neither_gradients_nor_running_statistics(stages):
+    networks, runs = [], []
     for enable in (False, True):
         torch.manual_seed(0)
         network = create_network("ipcsn_tiny", num_classes=3).double().train()
-        network.set_grad_checkpointing(enable)
+        network.set_grad_checkpointing(enable, stages=stages)
+        for number in (1, 2, 3, 4):
+            block = getattr(network, f"stage{number}")[0]
+            block.register_forward_pre_hook(lambda *_, number=number, enable=enable: runs.append((enable, number)))
         network(torch.randn(2, 3, 4, 32, 32).double()).square().sum().backward()
         networks.append(network)
+    again = [number for number in (1, 2, 3, 4) if runs.count((True, number)) == 2]
+    assert again == list(stages)
+    assert all(runs.count((False, number)) == 1 for number in (1, 2, 3, 4))
     plain, checkpointed = networks
     for (name, a), b in zip(plain.named_parameters(), checkpointed.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad, msg=name)
     for (name, a), b in zip(plain.named_buffers(), checkpointed.buffers(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
+
+
+def test_stages_that_do_not_exist_cannot_be_checkpointed():
+    with pytest.raises(InputError, match=r"some of 1 to 4, got \[0\]"):
+        create_network("ircsn_tiny").set_grad_checkpointing(stages=[0])
 
 
 def test_group_matcher_sorts_every_parameter_by_depth():

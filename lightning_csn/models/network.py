@@ -35,6 +35,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_csn.errors import InputError
+from lightning_csn.models.depthwise import DepthwiseConv3d
+from lightning_csn.models.fused import bottleneck, runs_fused
 
 Norm = Callable[[int], nn.Module]
 
@@ -52,6 +54,8 @@ def conv_norm(
     groups: int = 1,
 ) -> Layers:
     """A convolution that keeps the size (but for its stride), without bias, and the BatchNorm after it."""
+    if kernel == (3, 3, 3) and groups == width == width_in:
+        return OrderedDict(conv=DepthwiseConv3d(width, stride), norm=norm(width))
     padding = (kernel[0] // 2, kernel[1] // 2, kernel[2] // 2)
     conv = nn.Conv3d(width_in, width, kernel, stride, padding, groups=groups, bias=False)
     return OrderedDict(conv=conv, norm=norm(width))
@@ -140,6 +144,8 @@ class Bottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C_in, T, H, W) -> (B, 4 width, T / stride, H / stride, W / stride)."""
+        if runs_fused(self, x):  # the same in fewer passes over memory, on GPUs
+            return bottleneck(self, x)
         y = self.reduce(x)  # (B, width, T, H, W)
         y = self.interact(y)
         y = self.convolve(y)  # (B, width, T / stride, H / stride, W / stride)
@@ -158,6 +164,7 @@ class Architecture:
 
 
 TINY = (16, 32, 64, 128)
+STAGES = (1, 2, 3, 4)
 
 ARCHITECTURES = {
     "resnet3d_18": Architecture(Simple, (2, 2, 2, 2), full),
@@ -230,7 +237,7 @@ class ResNet3D(nn.Module):
         self.num_features = self.head_hidden_size = width
         self.dropout = nn.Dropout(options["dropout"])
         self.head: nn.Module = nn.Identity()
-        self.grad_checkpointing = False
+        self.checkpointed_stages: tuple[int, ...] = ()
         self._initialise()
         self.reset_classifier(options["num_classes"])
 
@@ -255,10 +262,10 @@ class ResNet3D(nn.Module):
     def forward_features(self, clip: Tensor) -> Tensor:
         """The last stage's map (B, num_features, T/8, H/32, W/32), sizes rounded up."""
         x = self.stem(clip)  # (B, 64, T, H/4, W/4)
-        x = self._run(self.stage1, x)  # (B, 256, T, H/4, W/4)
-        x = self._run(self.stage2, x)  # (B, 512, T/2, H/8, W/8)
-        x = self._run(self.stage3, x)  # (B, 1024, T/4, H/16, W/16)
-        return self._run(self.stage4, x)  # (B, 2048, T/8, H/32, W/32)
+        x = self._run(1, x)  # (B, 256, T, H/4, W/4)
+        x = self._run(2, x)  # (B, 512, T/2, H/8, W/8)
+        x = self._run(3, x)  # (B, 1024, T/4, H/16, W/16)
+        return self._run(4, x)  # (B, 2048, T/8, H/32, W/32)
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, K) of a last map (B, num_features, T, H, W); with `pre_logits` the pooled (B, num_features)."""
@@ -295,20 +302,23 @@ class ResNet3D(nn.Module):
             raise InputError(f"indices must lie in 0 to {count - 1} (0 is the stem), got {indices!r}")
         wanted = [index % count for index in wanted]
         x, maps = clip, {}
-        for index, info in enumerate(self.feature_info):
+        for index in range(count):
             if stop_early and index > max(wanted):
                 break
-            x = self._run(self.get_submodule(info["module"]), x) if index else self.stem(x)
+            x = self._run(index, x) if index else self.stem(x)
             maps[index] = x
         intermediates = [maps[index] for index in wanted]
         return intermediates if intermediates_only else (x, intermediates)
 
-    def _run(self, stage: nn.Module, x: Tensor) -> Tensor:
-        if not (self.grad_checkpointing and torch.is_grad_enabled()):
+    def _run(self, number: int, x: Tensor) -> Tensor:
+        stage: nn.Module = getattr(self, f"stage{number}")
+        if number not in self.checkpointed_stages or not torch.is_grad_enabled():
             return stage(x)
         for block in stage.children():
-            contexts = partial(recomputation_contexts, block)
-            x = checkpoint(block, x, use_reentrant=False, context_fn=contexts)
+            if torch.compiler.is_compiling():  # a compiled second run computes what is missing, and no statistics
+                x = checkpoint(block, x, use_reentrant=False)
+            else:
+                x = checkpoint(block, x, use_reentrant=False, context_fn=partial(recomputation_contexts, block))
         return x
 
     def get_classifier(self) -> nn.Module:
@@ -333,9 +343,15 @@ class ResNet3D(nn.Module):
         nn.init.normal_(self.head.weight, std=0.01)
         nn.init.zeros_(self.head.bias)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep only the input of each block in training and compute the rest again on the way back."""
-        self.grad_checkpointing = enable
+    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] = STAGES) -> None:
+        """Keep only the input of each block in training and compute the rest again on the way back.
+
+        stages: which of 1 to 4 do so. Counted, the first holds two fifths of what the blocks of ir-CSN-152 keep for the
+        way back, the second and the third a good quarter each.
+        """
+        if not set(stages) <= set(STAGES):
+            raise InputError(f"stages must be some of 1 to 4, got {list(stages)}")
+        self.checkpointed_stages = tuple(stages) if enable else ()
 
     def group_matcher(self, coarse: bool = False) -> dict[str, str]:
         """Patterns that sort parameters into layers, for timm's layer-wise learning rates; `coarse` means stages."""

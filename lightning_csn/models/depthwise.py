@@ -1,0 +1,390 @@
+"""The depthwise 3x3x3 convolution: one function, its definition, and a fast way on GPUs.
+
+`depthwise_conv3d` runs its definition, `reference`, except on CUDA devices, where it runs the Triton kernels of
+depthwise_kernels.py. Those are registered with PyTorch as operators of their own (`lightning_csn::depthwise_conv3d` and
+its two gradients), so that torch.compile, torch.export, autocast, activation checkpointing and the FLOP counter see
+one operator instead of a kernel. Not yet measured on a GPU.
+
+Shapes: x (B, C, T, H, W), weight (C, 1, 3, 3, 3), out (B, C, T', H', W') with T' = ceil(T / stride in time) and so on.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.grad import conv3d_input, conv3d_weight
+from torch.utils.flop_counter import register_flop_formula
+
+from lightning_csn.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("auto", "reference", "taps", "triton", "fused")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)  # fp64 for tests; sums are fp32 else
+
+_backend = os.environ.get("LIGHTNING_CSN_DEPTHWISE", "auto")
+_reported: set[str] = set()
+
+
+def reference(x: Tensor, weight: Tensor, stride: int | Sequence[int] = 1) -> Tensor:
+    """The definition of `depthwise_conv3d`."""
+    return F.conv3d(x, weight, None, _triple(stride), 1, 1, weight.shape[0])
+
+
+def taps(x: Tensor, weight: Tensor, stride: int | Sequence[int] = 1) -> Tensor:
+    """The same as three 2D convolutions, one for each tap in time, and their sum.
+
+    Reads the input three times, but a CPU has a good gradient of depthwise Conv2d and a poor one of Conv3d. Forward and
+    backward together, at stride 1, fp32, one thread of a busy machine, medians of 15, against `reference`: (1, 64, 8,
+    28, 28) 12.6 ms against 28.2 contiguous, 12.0 against 10.4 in channels_last_3d; (1, 256, 8, 14, 14) 13.2 against
+    26.1, and 9.6 against 15.7. Forward alone `reference` is the faster one.
+    """
+    step_t, step_h, step_w = _triple(stride)
+    frames = (x.shape[2] - 1) // step_t + 1
+    last = channels_last(x)
+    flat = torch.channels_last if last else torch.contiguous_format
+    padded = F.pad(x, (0, 0, 0, 0, 1, 1))
+    planes = (padded[:, :, k : k + step_t * (frames - 1) + 1 : step_t].transpose(1, 2).flatten(0, 1) for k in range(3))
+    total = sum(
+        F.conv2d(plane.contiguous(memory_format=flat), weight[:, :, k], None, (step_h, step_w), 1, 1, weight.shape[0])
+        for k, plane in enumerate(planes)
+    )
+    assert isinstance(total, Tensor)
+    return total.unflatten(0, (-1, frames)).transpose(1, 2).contiguous(memory_format=memory_format(last))
+
+
+def depthwise_conv3d(x: Tensor, weight: Tensor, stride: int | Sequence[int] = 1) -> Tensor:
+    """Each channel convolved with its own 3x3x3 kernel, padding 1: (B, C, T, H, W) -> (B, C, T', H', W').
+
+    stride: 1 or 2, or three numbers for T, H and W. T' = ceil(T / stride), and so on.
+
+    The result has the layout of x: channels_last_3d stays so. The gradient of the weight is a sum of partial sums in a
+    fixed order, never of atomic additions, so it is the same to the bit each time (on one kind of GPU; the number of
+    multiprocessors decides how many partial sums there are). Gradients of gradients are there too.
+
+    Runs the Triton kernels on CUDA devices and `reference` elsewhere; `depthwise_backend` chooses otherwise. The way
+    is reported once through logging, and so is each reason for which the kernels could not be used.
+
+    >>> x = torch.ones(1, 2, 4, 4, 4)
+    >>> depthwise_conv3d(x, torch.ones(2, 1, 3, 3, 3))[0, 0, 1, 1]  # inner places see 27 ones, at the border fewer
+    tensor([18., 27., 27., 18.])
+    >>> depthwise_conv3d(x, torch.ones(2, 1, 3, 3, 3), stride=(1, 2, 2)).shape
+    torch.Size([1, 2, 4, 2, 2])
+    """
+    strides = _triple(stride)
+    way = choose_way(_backend, x.device.type, x.dtype, x.ndim, tuple(weight.shape[1:]), strides)
+    if way != "triton":
+        return reference(x, weight, strides) if way == "reference" else taps(x, weight, strides)
+    dtype = autocast_dtype(x)
+    if dtype is not None:
+        x, weight = x.to(dtype), weight.to(dtype)
+    return torch.ops.lightning_csn.depthwise_conv3d(x, weight, strides)
+
+
+@contextmanager
+def depthwise_backend(name: str) -> Iterator[None]:
+    """Choose the way inside a `with` block.
+
+    "reference": nn.Conv3d. "taps": a sum of three Conv2d, for training on a CPU (`taps` says when). "triton": the
+    kernels. "fused": the kernels, and whole bottleneck blocks made of them as well (fused.py). "auto": "triton" on CUDA
+    devices, "reference" elsewhere; not "fused" before it was measured on a GPU. Outside of any block "auto" holds, or
+    what the environment variable
+    LIGHTNING_CSN_DEPTHWISE says.
+
+    The kernels run on the CPU in Triton's interpreter only: TRITON_INTERPRET=1 before Triton is imported. A choice
+    holds for the whole process, threads included, because the backward pass runs in other threads. With activation
+    checkpointing, which computes the forward pass again, the backward pass belongs into the block too.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise InputError(f"no backend {name!r}; there are: {', '.join(BACKENDS)}")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+class DepthwiseConv3d(nn.Conv3d):
+    """nn.Conv3d with one 3x3x3 kernel per channel, padding 1 and no bias; computed by `depthwise_conv3d`."""
+
+    def __init__(self, width: int, stride: int | tuple[int, int, int] = 1) -> None:
+        super().__init__(width, width, 3, stride, 1, groups=width, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, C, T', H', W')."""
+        return depthwise_conv3d(x, self.weight, self.stride)
+
+
+@torch.compiler.assume_constant_result  # a compiled function logs while it is traced, and is not broken by it
+def choose_way(
+    backend: str, device: str, dtype: torch.dtype, ndim: int, kernel: tuple[int, ...], strides: tuple[int, ...]
+) -> str:
+    """'reference', 'taps' or 'triton', reported once; `reference` with a reason where Triton was to be expected."""
+    if backend not in BACKENDS:
+        raise InputError(f"no backend {backend!r} (LIGHTNING_CSN_DEPTHWISE); there are: {', '.join(BACKENDS)}")
+    if backend == "reference" or (backend == "auto" and device != "cuda"):
+        report(logging.DEBUG, f"depthwise convolution on {device}: nn.Conv3d")
+        return "reference"
+    if backend == "taps":
+        report(logging.INFO, f"depthwise convolution on {device}: three nn.Conv2d")
+        return "taps"
+    reason = unsupported(device, dtype, ndim, kernel, strides)
+    if reason is not None:
+        report(logging.WARNING, f"depthwise convolution: {reason}; nn.Conv3d runs instead")
+        return "reference"
+    report(logging.INFO, f"depthwise convolution on {device}: Triton kernels")
+    return "triton"
+
+
+@cache
+def unsupported(
+    device: str, dtype: torch.dtype, ndim: int, kernel: tuple[int, ...], strides: tuple[int, ...]
+) -> str | None:
+    """Why the Triton kernels cannot run; None if they can."""
+    if importlib.util.find_spec("triton") is None:
+        return "Triton is not installed"
+    version = importlib.metadata.version("triton")
+    if tuple(int(part) for part in version.split(".")[:2]) < (3, 3):
+        return f"Triton {version} knows no tuples, 3.3 does (it comes with torch 2.7)"
+    if device != "cuda" and not (device == "cpu" and interpreted()):
+        return f"Triton kernels run on cuda, not on {device} (on the CPU: with TRITON_INTERPRET=1, for tests)"
+    if device == "cuda" and torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
+        return "Triton kernels need a GPU of compute capability 8.0 or more"
+    if dtype not in DTYPES:
+        return f"Triton kernels take {', '.join(str(known)[6:] for known in DTYPES)}, not {str(dtype)[6:]}"
+    if ndim != 5 or tuple(kernel) != (1, 3, 3, 3):
+        return f"Triton kernels take 5 dimensions and kernels (1, 3, 3, 3), not {ndim} and {tuple(kernel)}"
+    if not all(stride in (1, 2) for stride in strides) or strides[1] != strides[2]:
+        return f"Triton kernels take strides of 1 or 2, the same for H and W, not {tuple(strides)}"
+    return None
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would cast a convolution's input to; None outside of autocast."""
+    if not torch.is_autocast_enabled(x.device.type) or x.dtype == torch.float64:
+        return None
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in its interpreter, on the CPU."""
+    from lightning_csn.models import launch
+
+    return launch.INTERPRETED
+
+
+@torch.compiler.assume_constant_result
+def report(level: int, message: str) -> None:
+    """Log a message, once."""
+    if message not in _reported:
+        _reported.add(message)
+        logger.log(level, message)
+
+
+def _triple(stride: int | Sequence[int]) -> tuple[int, int, int]:
+    if isinstance(stride, int):
+        return (stride, stride, stride)
+    first, second, third = stride
+    return (first, second, third)
+
+
+@cache
+def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
+    """Hold the kernels against their definition on a device, once in a process, before their first result is used.
+
+    They were written where no GPU was at hand, so each machine sees for itself. Raises RuntimeError where they differ.
+    """
+    from lightning_csn.models import launch
+
+    generator = torch.Generator().manual_seed(0)
+    tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
+
+    def draw(sizes: Sequence[int], last: bool) -> Tensor:
+        drawn = torch.randn(tuple(sizes), generator=generator, dtype=torch.float64).to(device, dtype)
+        return drawn.contiguous(memory_format=memory_format(last))
+
+    for strides in ((1, 1, 1), (2, 2, 2)):
+        for last in (False, True):
+            x, weight = draw((2, 8, 3, 5, 6), last), draw((8, 1, 3, 3, 3), False)
+            out = _empty(x, output_sizes(x.shape[2:], strides), last)
+            launch.convolve(x, weight, out, strides)
+            grad = draw(out.shape, last)
+            grad_x = torch.empty_like(x)
+            launch.input_gradient(grad, weight, grad_x, strides)
+            grad_weight = launch.weight_gradient(grad, x, strides).to(dtype).view_as(weight)
+            exact_x, exact_weight, exact_grad = x.double(), weight.double(), grad.double()
+            options = (strides, 1, 1, len(weight))
+            for name, found, expected in (
+                ("result", out, reference(exact_x, exact_weight, strides)),
+                ("input gradient", grad_x, conv3d_input(x.shape, exact_weight, exact_grad, *options)),
+                ("weight gradient", grad_weight, conv3d_weight(exact_x, weight.shape, exact_grad, *options)),
+            ):
+                off = ((found.double() - expected).abs().max() / expected.abs().max()).item()
+                if not off <= tolerance:  # nan is no agreement either
+                    raise RuntimeError(
+                        f"the depthwise kernels disagree with nn.Conv3d on {device} in {str(dtype)[6:]}: the {name} is "
+                        f"off by {off:.1e} of the largest value (stride {strides[0]}, channels "
+                        f"{'last' if last else 'first'}); set LIGHTNING_CSN_DEPTHWISE=reference to run nn.Conv3d, and "
+                        "please report this with your GPU and the versions of torch and triton"
+                    )
+
+
+# The operators. Each gradient is made of the same three, so gradients of gradients need nothing more.
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether the channels of x lie side by side in memory."""
+    return x.shape[1] > 1 and x.stride(1) == 1 and not x.is_contiguous()
+
+
+def memory_format(last: bool) -> torch.memory_format:
+    """The layout by its name in PyTorch."""
+    return torch.channels_last_3d if last else torch.contiguous_format
+
+
+def output_sizes(sizes: Sequence[int], strides: Sequence[int]) -> list[int]:
+    """(T', H', W') of (T, H, W).
+
+    >>> output_sizes((5, 8, 7), (1, 2, 2))
+    [5, 4, 4]
+    """
+    return [(size - 1) // stride + 1 for size, stride in zip(sizes, strides, strict=True)]
+
+
+def _empty(like: Tensor, sizes: Sequence[int], last: bool) -> Tensor:
+    return torch.empty(
+        (like.shape[0], like.shape[1], *sizes), dtype=like.dtype, device=like.device, memory_format=memory_format(last)
+    )
+
+
+@torch.library.custom_op("lightning_csn::depthwise_conv3d", mutates_args=())
+def _forward(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
+    from lightning_csn.models import launch
+
+    if x.device.type == "cuda":
+        check_kernels(x.device, x.dtype)
+    out = _forward_fake(x, weight, stride)
+    launch.convolve(x, weight, out, stride)
+    return out
+
+
+@_forward.register_fake
+def _forward_fake(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
+    if x.shape[1] != weight.shape[0] or x.dtype != weight.dtype or x.device != weight.device:
+        raise ValueError(
+            f"x ({tuple(x.shape)}, {x.dtype}, {x.device}) and weight ({tuple(weight.shape)}, {weight.dtype},"
+            f" {weight.device}) must have the same channels, dtype and device"
+        )
+    return _empty(x, output_sizes(x.shape[2:], stride), channels_last(x))
+
+
+@torch.library.custom_op("lightning_csn::depthwise_conv3d_input_gradient", mutates_args=())
+def _input_gradient(grad: Tensor, weight: Tensor, sizes: Sequence[int], stride: Sequence[int]) -> Tensor:
+    from lightning_csn.models import launch
+
+    out = _input_gradient_fake(grad, weight, sizes, stride)
+    launch.input_gradient(grad, weight, out, stride)
+    return out
+
+
+@_input_gradient.register_fake
+def _input_gradient_fake(grad: Tensor, weight: Tensor, sizes: Sequence[int], stride: Sequence[int]) -> Tensor:
+    return _empty(grad, sizes, channels_last(grad))
+
+
+@torch.library.custom_op("lightning_csn::depthwise_conv3d_weight_gradient", mutates_args=())
+def _weight_gradient(grad: Tensor, x: Tensor, stride: Sequence[int]) -> Tensor:
+    from lightning_csn.models import launch
+
+    return launch.weight_gradient(grad, x, stride).to(x.dtype).view(-1, 1, 3, 3, 3)
+
+
+@_weight_gradient.register_fake
+def _weight_gradient_fake(grad: Tensor, x: Tensor, stride: Sequence[int]) -> Tensor:
+    return x.new_empty((x.shape[1], 1, 3, 3, 3))
+
+
+def _forward_context(ctx: Any, inputs: tuple[Tensor, Tensor, Sequence[int]], output: Tensor) -> None:
+    x, weight, ctx.stride = inputs
+    ctx.sizes, ctx.last = list(x.shape[2:]), channels_last(x)
+    ctx.save_for_backward(x if weight.requires_grad else None, weight if x.requires_grad else None)
+
+
+def _forward_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    x, weight = ctx.saved_tensors
+    grad = grad.contiguous(memory_format=memory_format(ctx.last))  # vectors run along the same axis as those of x
+    ops = torch.ops.lightning_csn
+    grad_x = grad_weight = None
+    if ctx.needs_input_grad[0]:
+        grad_x = ops.depthwise_conv3d_input_gradient(grad, weight, ctx.sizes, ctx.stride)
+    if ctx.needs_input_grad[1]:
+        grad_weight = ops.depthwise_conv3d_weight_gradient(grad, x, ctx.stride)
+    return grad_x, grad_weight, None
+
+
+def _input_gradient_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any, Any], output: Tensor) -> None:
+    grad, weight, _, ctx.stride = inputs
+    ctx.last = channels_last(grad)
+    ctx.save_for_backward(grad, weight)
+
+
+def _input_gradient_backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    grad, weight = ctx.saved_tensors
+    slope = slope.contiguous(memory_format=memory_format(ctx.last))
+    ops = torch.ops.lightning_csn
+    of_grad = of_weight = None
+    if ctx.needs_input_grad[0]:
+        of_grad = ops.depthwise_conv3d(slope, weight, ctx.stride)
+    if ctx.needs_input_grad[1]:
+        of_weight = ops.depthwise_conv3d_weight_gradient(grad, slope, ctx.stride)
+    return of_grad, of_weight, None, None
+
+
+def _weight_gradient_context(ctx: Any, inputs: tuple[Tensor, Tensor, Sequence[int]], output: Tensor) -> None:
+    grad, x, ctx.stride = inputs
+    ctx.save_for_backward(grad, x)
+
+
+def _weight_gradient_backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    grad, x = ctx.saved_tensors
+    ops = torch.ops.lightning_csn
+    of_grad = of_x = None
+    if ctx.needs_input_grad[0]:
+        of_grad = ops.depthwise_conv3d(x, slope, ctx.stride)
+    if ctx.needs_input_grad[1]:
+        of_x = ops.depthwise_conv3d_input_gradient(grad, slope, list(x.shape[2:]), ctx.stride)
+    return of_grad, of_x, None
+
+
+_forward.register_autograd(_forward_backward, setup_context=_forward_context)
+_input_gradient.register_autograd(_input_gradient_backward, setup_context=_input_gradient_context)
+_weight_gradient.register_autograd(_weight_gradient_backward, setup_context=_weight_gradient_context)
+
+
+# Operations as the counter counts a convolution's: two per multiply-add, the padding's included.
+
+
+@register_flop_formula(torch.ops.lightning_csn.depthwise_conv3d)
+def _forward_flops(x: Any, weight: Any, stride: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+    return 2 * 27 * torch.Size(out_shape).numel()
+
+
+@register_flop_formula(torch.ops.lightning_csn.depthwise_conv3d_input_gradient)
+def _input_gradient_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * 27 * torch.Size(grad).numel()
+
+
+@register_flop_formula(torch.ops.lightning_csn.depthwise_conv3d_weight_gradient)
+def _weight_gradient_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * 27 * torch.Size(grad).numel()

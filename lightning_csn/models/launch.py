@@ -1,0 +1,371 @@
+"""Which tile a kernel gets, and the launches: what stands between depthwise.py and fused.py and the Triton kernels.
+
+Imported only where a kernel is about to run, because it imports Triton.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from lightning_csn.models import depthwise_kernels, fused_kernels
+from lightning_csn.models.depthwise import channels_last
+
+INTERPRETED = not isinstance(depthwise_kernels.convolve, triton.JITFunction)
+
+
+def accurate(tensor: Tensor) -> torch.dtype:
+    """What sums over a tensor are made in: fp32, or fp64 of fp64."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+@dataclass(frozen=True)
+class Tile:
+    """How the work is cut: outputs per strip, elements of a tile per program, planes in time per program."""
+
+    strip: int
+    elements: int = 256  # four warps of two neighbouring lanes a thread: 4 bytes at 16 bits, 128 a warp
+    planes: int = 32
+    clips: int = 1  # side by side, for the weight gradient
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What decides about the tile: sizes of the output, and the axes that lanes and strips run along."""
+
+    kernel: str
+    B: int
+    C: int
+    T: int
+    H: int
+    W: int
+    strides: tuple[int, int]  # in time, in space
+    dtype: str
+    channels_last: bool
+
+    @property
+    def lanes(self) -> int:
+        """Lanes of a tile: a power of two, at most 64."""
+        return min(64, triton.next_power_of_2(self.C if self.channels_last else self.W))
+
+    def rows(self, tile: Tile) -> int:
+        """Rows of all tiles together."""
+        if self.channels_last:
+            return triton.cdiv(self.W, tile.strip) * self.H
+        return self.C * triton.cdiv(self.H, tile.strip)
+
+    def blocks(self, tile: Tile) -> tuple[int, int]:
+        """Programs along the rows and along the lanes."""
+        rows = triton.cdiv(self.rows(tile), max(1, tile.elements // self.lanes))
+        return rows, triton.cdiv(self.C if self.channels_last else self.W, self.lanes)
+
+
+def default_tile(problem: Problem, multiprocessors: int) -> Tile:
+    """A tile by rule, without measuring: strips that fill the line, and enough programs for every multiprocessor.
+
+    Registers a thread as compiled for compute capability 9.0 (bf16, channels_last_3d): 168 at strips of 7 and about 130
+    at 4 for the plain convolution; with a norm, and for the weight gradient, 180 to 210 at 7 and about 150 at 4. So 12
+    warps or more fit on a multiprocessor if the latter take strips of 4. Nothing is spilled, but for the weight
+    gradient at stride 2 with strips of 7, which is why stride 2 always takes 4.
+    """
+    along = problem.W if problem.channels_last else problem.H
+    strips = (7, 8, 4) if problem.kernel == "convolve" else (4, 7, 8)  # the first of those that leave least over
+    strip = 4 if 2 in problem.strides else min(strips, key=lambda n: triton.cdiv(along, n) * n - along)
+    tile = Tile(strip, planes=problem.T, clips=problem.B)
+    programs = math.prod(problem.blocks(tile))
+    wanted = 6 * multiprocessors  # two rounds of three programs side by side
+    if problem.kernel.endswith("weight_gradient"):  # each program ends with 27 sums over its rows: no more than needed
+        tile = replace(tile, clips=max(1, min(problem.B, wanted // programs)))
+    programs *= tile.clips
+    while programs < wanted and tile.planes > 4:
+        tile = replace(tile, planes=triton.cdiv(tile.planes, 2))
+        programs *= 2
+    return tile
+
+
+def candidate_tiles(problem: Problem, multiprocessors: int) -> Iterator[Tile]:
+    """The few tiles that `tune` measures: the default, other strips, and twice or half as many programs."""
+    tile = default_tile(problem, multiprocessors)
+    yield tile
+    for strip in {4, 7, 8} - {tile.strip}:
+        yield replace(tile, strip=strip)
+    yield replace(tile, elements=512)
+    yield replace(tile, planes=max(1, tile.planes // 2))
+    if problem.kernel.endswith("weight_gradient") and tile.clips > 1:
+        yield replace(tile, clips=tile.clips // 2)
+
+
+def tile_for(problem: Problem, device: torch.device) -> Tile:
+    """The tile that `tune` found on this kind of GPU, or else the default one: the first step never measures."""
+    return measured_tiles(cache_path()).get(cache_key(problem, device)) or default_tile(problem, processors(device))
+
+
+@cache
+def processors(device: torch.device) -> int:
+    """Multiprocessors of a GPU; 1 in the interpreter."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def cache_path() -> Path:
+    """Where measured tiles are kept: LIGHTNING_CSN_CACHE, or lightning_csn in the user's cache folder."""
+    folder = os.environ.get("LIGHTNING_CSN_CACHE")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return (Path(folder) if folder else home / "lightning_csn") / "depthwise_tiles.json"
+
+
+def cache_key(problem: Problem, device: torch.device) -> str:
+    """Everything that a measured time depends on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+    return f"{name}, triton {triton.__version__}, {problem}"
+
+
+@cache
+def measured_tiles(path: Path) -> dict[str, Tile]:
+    """Tiles of a file that `tune` wrote; none if there is no such file."""
+    if not path.exists():
+        return {}
+    return {key: Tile(**tile) for key, tile in json.loads(path.read_text()).items()}
+
+
+def tune(
+    launch: Callable[[Tile], Any], problem: Problem, device: torch.device, measure: Callable[..., float]
+) -> dict[Tile, float]:
+    """Measure the candidates, keep the fastest in the file, and return the times in milliseconds.
+
+    launch: runs the kernel of `problem` with a tile. measure: time of a function, such as triton.testing.do_bench.
+    """
+    times = {tile: measure(lambda tile=tile: launch(tile)) for tile in candidate_tiles(problem, processors(device))}
+    best = min(times, key=lambda tile: times[tile])
+    path = cache_path()
+    kept = {**measured_tiles(path), cache_key(problem, device): best}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({key: asdict(tile) for key, tile in kept.items()}, indent=1))
+    partial.replace(path)  # another process never reads half a file
+    measured_tiles.cache_clear()
+    return times
+
+
+def problem_of(kernel: str, small: Tensor, strides: Sequence[int], last: bool) -> Problem:
+    """The problem of a kernel; `small` is the tensor of the output's sizes (the smaller one, at stride 2)."""
+    b, c, t, h, w = small.shape
+    return Problem(kernel, b, c, t, h, w, (strides[0], strides[2]), str(small.dtype), last)
+
+
+def shape_arguments(large: Tensor, small: Tensor, problem: Problem, tile: Tile) -> tuple[dict[str, Any], int]:
+    """Sizes, strips and constants that all kernels take, and the number of chunks in time."""
+    across, along = (3, 4) if problem.channels_last else (4, 3)
+    chunks = triton.cdiv(small.shape[2], tile.planes)
+    strips = triton.cdiv(small.shape[along], tile.strip)
+    sizes = [large.shape[1], *(tensor.shape[axis] for tensor in (large, small) for axis in (2, across, along))]
+    arguments = dict(zip(("C", "T", "X", "A", "T_OUT", "X_OUT", "A_OUT"), sizes, strict=True))
+    arguments |= {"strips": strips, "chunks": chunks, "STRIDE_T": problem.strides[0], "STRIDE": problem.strides[1]}
+    arguments |= {"CHANNELS_LAST": problem.channels_last, "PLANES": tile.planes, "N": tile.strip}
+    arguments |= {"LANES": problem.lanes, "ROWS": max(1, tile.elements // problem.lanes)}
+    arguments["ACC"] = tl.float64 if large.dtype == torch.float64 else tl.float32
+    arguments["num_warps"] = max(1, arguments["ROWS"] * arguments["LANES"] // 64)
+    return arguments, chunks
+
+
+def step_arguments(name: str, tensor: Tensor, last: bool) -> dict[str, int]:
+    """Steps in memory of a tensor, along clips, channels, time, across the strips and along them."""
+    b, c, t, h, w = tensor.stride()
+    across, along = (h, w) if last else (w, h)
+    return {f"{name}_b": b, f"{name}_c": c, f"{name}_t": t, f"{name}_x": across, f"{name}_a": along}
+
+
+def convolve(
+    x: Tensor,
+    weight: Tensor,
+    out: Tensor,
+    strides: Sequence[int],
+    *,
+    flip: bool = False,
+    norm: tuple[Tensor, Tensor, bool] | None = None,
+    after: tuple[Tensor, Tensor] | None = None,
+    statistics: bool = False,
+    tile: Tile | None = None,
+) -> Tensor | None:
+    """Fill `out`. Returns the partial statistics (3, programs, C) of `out` if they are asked for.
+
+    norm: scale and shift (C,) fp32 of the input, and whether a ReLU follows. after: the same for the output, with ReLU.
+    """
+    last = norm is not None or channels_last(x)  # fused blocks are in channels_last_3d throughout
+    problem = problem_of("norm_convolve" if norm else "convolve", out, strides, last)
+    tile = tile or tile_for(problem, x.device)
+    arguments, chunks = shape_arguments(x, out, problem, tile)
+    rows, lanes = problem.blocks(tile)
+    partial = None
+    if statistics:  # sums are per program: one channel per lane
+        partial = x.new_empty((3, out.shape[0] * chunks * rows, out.shape[1]), dtype=accurate(x))
+    if out.numel():
+        with torch.cuda.device_of(x):
+            depthwise_kernels.convolve[(rows, lanes * chunks, out.shape[0])](
+                x,
+                weight.contiguous(),
+                out,
+                norm and norm[0],
+                norm and norm[1],
+                partial,
+                after and after[0],
+                after and after[1],
+                FLIP=flip,
+                NORM=0 if norm is None else 1 + norm[2],
+                AFTER=1 if statistics else 2 if after else 0,
+                EXACT=out.shape[4 if last else 3] % tile.strip == 0,
+                **arguments,
+                **step_arguments("x", x, last),
+                **step_arguments("out", out, last),
+            )
+    return partial
+
+
+def input_gradient(
+    grad: Tensor, weight: Tensor, out: Tensor, strides: Sequence[int], *, tile: Tile | None = None
+) -> None:
+    """Fill `out`, the gradient of the input."""
+    if tuple(strides) == (1, 1, 1):
+        convolve(grad, weight, out, strides, flip=True, tile=tile)
+        return
+    last = channels_last(grad)
+    problem = problem_of("input_gradient", grad, strides, last)
+    tile = tile or tile_for(problem, grad.device)
+    arguments, chunks = shape_arguments(out, grad, problem, tile)
+    rows, lanes = problem.blocks(tile)
+    if out.numel():
+        with torch.cuda.device_of(grad):
+            depthwise_kernels.input_gradient[(rows, lanes * chunks, grad.shape[0])](
+                grad,
+                weight.contiguous(),
+                out,
+                EXACT=grad.shape[4 if last else 3] % tile.strip == 0,
+                **arguments,
+                **step_arguments("grad", grad, last),
+                **step_arguments("out", out, last),
+            )
+
+
+def weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    strides: Sequence[int],
+    *,
+    norm: tuple[Tensor, Tensor, bool] | None = None,
+    tile: Tile | None = None,
+) -> Tensor:
+    """The gradient of the weight, (C, 27), fp32 (fp64 of fp64)."""
+    last = norm is not None or channels_last(x)
+    problem = problem_of("norm_weight_gradient" if norm else "weight_gradient", grad, strides, last)
+    tile = tile or tile_for(problem, x.device)
+    arguments, chunks = shape_arguments(x, grad, problem, tile)
+    rows, lanes = problem.blocks(tile)
+    channels = x.shape[1]
+    if grad.numel() == 0:
+        return x.new_zeros((channels, 27), dtype=accurate(x))
+    shape = (tile.clips * chunks * rows, 27, channels, 1)
+    if not last:
+        shape = (tile.clips * chunks * lanes, 27, channels, arguments["strips"])
+    partial = x.new_empty(shape, dtype=accurate(x))
+    with torch.cuda.device_of(x):
+        depthwise_kernels.weight_gradient[(rows, lanes * chunks, tile.clips)](
+            x,
+            grad,
+            partial,
+            norm and norm[0],
+            norm and norm[1],
+            B=x.shape[0],
+            NORM=0 if norm is None else 1 + norm[2],
+            EXACT=grad.shape[4 if last else 3] % tile.strip == 0,
+            **arguments,
+            **step_arguments("x", x, last),
+            **step_arguments("grad", grad, last),
+        )
+    return partial.sum((0, 3)).t().contiguous()  # the second pass: small, and in an order that only the shape decides
+
+
+# The kernels of fused.py. Tensors are (B, C, T, H, W) in channels_last_3d.
+
+
+def tiles(tensor: Tensor, *, reduce: bool = False) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid and the sizes of a launch over a tensor; to `reduce`, a program goes through several tiles."""
+    channels = tensor.shape[1]
+    places = tensor.numel() // channels
+    lanes = min(128, triton.next_power_of_2(channels))
+    rows = 4096 // lanes  # 16 elements for each thread of 8 warps
+    blocks, across = triton.cdiv(places, rows), triton.cdiv(channels, lanes)
+    arguments = {"P": places, "C": channels, "ROWS": rows, "LANES": lanes, "num_warps": 8}
+    arguments["ACC"] = tl.float64 if tensor.dtype == torch.float64 else tl.float32
+    if reduce:
+        arguments["turns"] = max(1, blocks * across // (8 * processors(tensor.device)))
+        blocks = triton.cdiv(blocks, arguments["turns"])
+    return (blocks, across), arguments
+
+
+def statistics(y: Tensor) -> Tensor:
+    """Partial statistics (3, programs, C) of a tensor."""
+    grid, arguments = tiles(y, reduce=True)
+    partial = y.new_empty((3, grid[0], y.shape[1]), dtype=accurate(y))
+    with torch.cuda.device_of(y):
+        fused_kernels.statistics[grid](y, partial, **arguments)
+    return partial
+
+
+def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """The normalisation (5, C) that partial statistics and the parameters of a BatchNorm make."""
+    channels = partial.shape[2]
+    norm = partial.new_empty((5, channels))
+    lanes = min(32, triton.next_power_of_2(channels))
+    with torch.cuda.device_of(partial):
+        fused_kernels.finish_statistics[(triton.cdiv(channels, lanes),)](
+            partial,
+            weight,
+            bias,
+            norm,
+            eps,
+            programs=partial.shape[1],
+            C=channels,
+            ROWS=64,
+            LANES=lanes,
+            ACC=tl.float64 if partial.dtype == torch.float64 else tl.float32,
+        )
+    return norm
+
+
+def apply(
+    y: Tensor, norm: Tensor, out: Tensor, *, relu: bool, other: Tensor | None = None, other_norm: Tensor | None = None
+) -> None:
+    """Fill `out`."""
+    grid, arguments = tiles(y)
+    add = 0 if other is None else 1 if other_norm is None else 2
+    with torch.cuda.device_of(y):
+        fused_kernels.apply[grid](y, norm, other, other_norm, out, ADD=add, RELU=relu, **arguments)
+
+
+def gradient_sums(
+    grad: Tensor, y: Tensor, norm: Tensor, *, relu: bool, out: Tensor | None = None, masked: Tensor | None = None
+) -> Tensor:
+    """Sums (2, C), the gradients of bias and weight; with `out` also fill `masked`."""
+    grid, arguments = tiles(y, reduce=True)
+    partial = y.new_empty((grid[0], 2, y.shape[1]), dtype=accurate(y))
+    mode = 2 if out is not None else int(relu)
+    with torch.cuda.device_of(y):
+        fused_kernels.gradient_sums[grid](grad, y, norm, out, masked, partial, RELU=mode, **arguments)
+    return partial.sum(0)
+
+
+def gradient(grad: Tensor, y: Tensor, norm: Tensor, sums: Tensor, out: Tensor, *, relu: bool, batch: bool) -> None:
+    """Fill `out`."""
+    grid, arguments = tiles(y)
+    with torch.cuda.device_of(y):
+        fused_kernels.gradient[grid](grad, y, norm, sums, out, RELU=relu, BATCH=batch, **arguments)

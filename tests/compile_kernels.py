@@ -1,0 +1,114 @@
+"""Compiles every kernel as a launch at CSN's shapes would, for compute capability 9.0, on any machine.
+
+Prints, for each kernel, its name, registers per thread, and bytes of stack and local memory (spilled registers). Run by
+test_depthwise.py in a process of its own, since the interpreter and the compiler exclude each other.
+"""
+
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from lightning_csn.models import depthwise_kernels, fused_kernels, launch
+
+TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+
+
+class Compiler:
+    """Stands in for a kernel: a launch compiles it."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        return self.compile
+
+    def compile(self, *args, num_warps=4, **kwargs):
+        arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
+        signature, constants, attributes = {}, {}, {}
+        for i, parameter in enumerate(self.kernel.params):
+            value = arguments[parameter.name]
+            one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
+            if parameter.is_constexpr or value is None or one:
+                signature[parameter.name], constants[(i,)] = "constexpr", value
+            elif isinstance(value, torch.Tensor):
+                signature[parameter.name], attributes[(i,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+            elif isinstance(value, float):
+                signature[parameter.name] = "fp32"
+            else:
+                signature[parameter.name] = "i64" if abs(value) >= 2**31 else "i32"
+                if value % 16 == 0 and not parameter.do_not_specialize:
+                    attributes[(i,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=attributes)
+        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+            file.write(compiled.asm["cubin"])
+            file.flush()
+            usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
+        numbers = {name: int(re.search(rf"{name}:(\d+)", usage.stdout)[1]) for name in ("REG", "STACK", "LOCAL")}
+        print(self.kernel.__name__, *numbers.values(), flush=True)
+
+
+def tensor(*shape, dtype=torch.bfloat16, last=True):
+    memory_format = torch.channels_last_3d if last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
+
+
+def depthwise(B, C, T, H, W, strides=(1, 1, 1), dtype=torch.bfloat16, last=True, fused=False, only=None):
+    x = tensor(B, C, T, H, W, dtype=dtype, last=last)
+    sizes = [(size - 1) // stride + 1 for size, stride in zip((T, H, W), strides, strict=True)]
+    out = tensor(B, C, *sizes, dtype=dtype, last=last)
+    weight = torch.empty(C, 1, 3, 3, 3, dtype=dtype, device="meta")
+    vector = torch.empty(C, device="meta")
+    norm = (vector, vector, True) if fused else None
+    if only in (None, "convolve"):
+        launch.convolve(x, weight, out, strides, norm=norm, statistics=fused)
+    if only in (None, "input_gradient") and strides != (1, 1, 1):
+        launch.input_gradient(out, weight, x, strides)
+    if only in (None, "weight_gradient"):
+        launch.weight_gradient(out, x, strides, norm=norm)
+
+
+def rest(dtype=torch.bfloat16):
+    y = tensor(8, 256, 32, 56, 56, dtype=dtype)
+    vector, norm, sums = (torch.empty(*size, device="meta") for size in ((256,), (5, 256), (2, 256)))
+    launch.finish(launch.statistics(y), vector, vector, 1e-3)
+    launch.apply(y, norm, y, relu=True, other=y, other_norm=norm)
+    launch.gradient_sums(y, y, norm, relu=True)
+    launch.gradient_sums(y, y, norm, relu=False, out=y, masked=y)
+    launch.gradient(y, y, norm, sums, y, relu=True, batch=True)
+
+
+CASES = {
+    "stage1": lambda: depthwise(8, 64, 32, 56, 56, fused=True),
+    "stage1_plain": lambda: depthwise(8, 64, 32, 56, 56),
+    "stage2_first": lambda: depthwise(8, 128, 32, 56, 56, strides=(2, 2, 2), fused=True),
+    "stage4": lambda: depthwise(8, 512, 4, 7, 7, fused=True),
+    "stage1_256_pixels": lambda: depthwise(8, 64, 32, 64, 64),
+    "contiguous": lambda: depthwise(8, 64, 32, 56, 56, last=False),
+    "contiguous_stage2_first": lambda: depthwise(8, 128, 32, 56, 56, strides=(2, 2, 2), last=False),
+    "space_only": lambda: depthwise(8, 128, 32, 56, 56, strides=(1, 2, 2)),
+    "fp32": lambda: depthwise(8, 64, 32, 56, 56, dtype=torch.float32, fused=True),
+    "fp16": lambda: depthwise(8, 64, 32, 56, 56, dtype=torch.float16),
+    "rest": rest,
+}
+
+if __name__ == "__main__":
+    launch.processors = lambda device: 132
+    launch.measured_tiles = lambda path: {}
+    for module in (depthwise_kernels, fused_kernels):
+        for name in ("convolve", "input_gradient", "weight_gradient", "statistics", "finish_statistics", "apply"):
+            if hasattr(module, name):
+                setattr(module, name, Compiler(getattr(module, name)))
+    for name in ("gradient_sums", "gradient"):
+        setattr(fused_kernels, name, Compiler(getattr(fused_kernels, name)))
+    for case in sys.argv[1:] or CASES:
+        print(f"# {case}")
+        CASES[case]()

@@ -1,0 +1,444 @@
+"""depthwise.py: every way against the definition in float64, forwards and backwards, and what PyTorch does with it.
+
+Without a GPU the kernels run in Triton's interpreter (see conftest.py) on small tensors; with one they run compiled, on
+the same cases and on CSN's own shapes. Memory that nobody wrote to is NaN, so a forgotten place shows.
+"""
+
+import logging
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from lightning_csn.errors import InputError
+from lightning_csn.models import depthwise
+from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_backend, depthwise_conv3d, reference
+from lightning_csn.models.network import create_network
+
+triton = pytest.importorskip("triton")
+from lightning_csn.models import launch  # noqa: E402 - imports Triton
+from lightning_csn.models.launch import Problem, Tile, default_tile  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels at full size")
+F64, F32, F16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
+
+
+@pytest.fixture(autouse=True)
+def nan_where_nothing_was_written():
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    assert torch.empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def strips_that_the_interpreter_can_afford(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(launch, "default_tile", lambda *given: replace(default_tile(*given), strip=2))
+
+
+def make(shape, dtype=F64, last=False):
+    x = torch.randn(shape, dtype=F64, device=DEVICE).to(dtype)
+    weight = torch.randn((shape[1], 1, 3, 3, 3), dtype=F64, device=DEVICE).to(dtype)
+    x = x.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+    return x.requires_grad_(), weight.requires_grad_()
+
+
+def assert_close(got, wanted, terms):
+    """Equal to the rounding of the result, and of a sum of `terms` products in fp32."""
+    assert got.isfinite().all()
+    size = wanted.abs().max().item() + math.sqrt(terms)
+    step = {F64: 1e-14, F32: 1e-6, F16: 2**-10, BF16: 2**-7}[got.dtype]
+    torch.testing.assert_close(got.to(F64), wanted, rtol=step, atol=step * size)
+
+
+def compare(shape, stride, dtype, last, way="triton"):
+    x, weight = make(shape, dtype, last)
+    exact_x, exact_weight = (tensor.detach().to(F64).requires_grad_() for tensor in (x, weight))
+    wanted = reference(exact_x, exact_weight, stride)
+    grad = torch.randn_like(wanted).to(dtype)
+    with depthwise_backend(way):
+        out = depthwise_conv3d(x, weight, stride)
+        got = torch.autograd.grad(out, (x, weight), grad)
+    assert out.dtype == dtype
+    if x.numel() > shape[1] > 1:
+        assert out.is_contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+    assert_close(out, wanted, 27)
+    wanted = torch.autograd.grad(wanted, (exact_x, exact_weight), grad.to(F64))
+    assert_close(got[0], wanted[0], 27)
+    assert_close(got[1], wanted[1], grad.numel() / shape[1])
+
+
+CASES = [  # shape, stride, dtype
+    ((2, 5, 4, 6, 7), 1, F64),
+    ((1, 3, 5, 7, 8), 2, F64),
+    ((1, 3, 3, 6, 5), (1, 2, 2), F64),
+    ((1, 2, 4, 3, 5), (2, 1, 1), F64),
+    ((2, 3, 1, 1, 1), 1, F64),
+    ((2, 3, 1, 1, 1), 2, F64),
+    ((1, 1, 2, 9, 1), 1, F32),
+    ((1, 70, 2, 2, 3), 1, F32),
+    ((1, 2, 3, 5, 70), 2, F32),
+    ((1, 6, 3, 4, 5), 1, F16),
+    ((1, 6, 3, 4, 5), 2, F16),
+    ((1, 6, 3, 4, 5), 1, BF16),
+    ((1, 6, 3, 4, 5), (1, 2, 2), BF16),
+]
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "stride", "dtype"), CASES)
+def test_kernels_agree_with_the_definition(shape, stride, dtype, last):
+    compare(shape, stride, dtype, last)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize(("shape", "stride", "dtype"), [case for case in CASES if case[2] in (F64, F32)])
+def test_taps_agree_with_the_definition(shape, stride, dtype, last):
+    compare(shape, stride, dtype, last, "taps")
+
+
+CSN = [  # of a 32x224x224 clip
+    (64, (32, 56, 56), 1),
+    (128, (32, 56, 56), 2),
+    (128, (16, 28, 28), 1),
+    (256, (16, 28, 28), 2),
+    (256, (8, 14, 14), 1),
+    (512, (8, 14, 14), 2),
+    (512, (4, 7, 7), 1),
+]
+
+
+@needs_cuda
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [F32, F16, BF16])
+@pytest.mark.parametrize(("channels", "sizes", "stride"), CSN)
+def test_kernels_agree_at_the_shapes_of_csn(channels, sizes, stride, dtype, last):
+    torch.seed()  # drawn afresh
+    compare((2, channels, *sizes), stride, dtype, last)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_work_cut_into_many_programs_gives_the_same(last, stride):
+    # chunks in time of which the last is not full, several blocks of rows, clips in turn; strips as CSN gets them
+    (x, weight), strides = make((3, 2, 3 * stride, 5, 4), last=last), (stride,) * 3
+    wanted = reference(x, weight, stride)
+    grad = torch.randn_like(wanted)
+    grad = grad.contiguous(memory_format=torch.channels_last_3d if last else torch.contiguous_format)
+    wanted_x, wanted_weight = torch.autograd.grad(wanted, (x, weight), grad)
+    tile = Tile(strip=4, elements=16 if last else 32, planes=2, clips=2)
+    out, of_x = torch.empty_like(grad), torch.empty_like(x)
+    with torch.no_grad():
+        launch.convolve(x, weight, out, strides, tile=tile)
+        launch.input_gradient(grad, weight, of_x, strides, tile=tile)
+        of_weight = launch.weight_gradient(grad, x, strides, tile=tile)
+    assert_close(out, wanted, 27)
+    assert_close(of_x, wanted_x, 27)
+    assert_close(of_weight.view_as(weight), wanted_weight, grad.numel())
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_any_strides_of_the_input_and_of_the_gradient_will_do(last):
+    x, weight = make((2, 4, 3, 8, 5), last=last)
+    with depthwise_backend("triton"):
+        out = depthwise_conv3d(x[:, ::2, :, 1:7:2], weight[::2])
+        torch.testing.assert_close(out, reference(x[:, ::2, :, 1:7:2], weight[::2]))
+        got = torch.autograd.grad(depthwise_conv3d(x, weight).sum(), (x, weight))  # a gradient of stride 0
+    wanted = torch.autograd.grad(reference(x, weight).sum(), (x, weight))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_places_beyond_32_bits_are_found():
+    step = 2**30 + 64  # of the clips: their number times this overflows, not this
+    extent = 2 * step + 24
+    if DEVICE == "cpu":  # 4 GiB that are never touched, but for a few pages
+        torch.use_deterministic_algorithms(False)
+    whole = torch.empty(extent, dtype=F16, device=DEVICE)
+    x = whole.as_strided((3, 3, 2, 2, 2), (step, 1, 12, 6, 3))
+    x.copy_(torch.randn(x.shape, device=DEVICE).to(F16))
+    weight = torch.randn((3, 1, 3, 3, 3), device=DEVICE).to(F16)
+    with depthwise_backend("triton"):
+        assert_close(depthwise_conv3d(x, weight), reference(x.to(F64), weight.to(F64)), 27)
+
+
+def test_an_empty_batch_passes():
+    x, weight = make((0, 3, 2, 4, 4))
+    with depthwise_backend("triton"):
+        out = depthwise_conv3d(x, weight, 2)
+        of_x, of_weight = torch.autograd.grad(out.sum(), (x, weight))
+    assert out.shape == (0, 3, 1, 2, 2)
+    assert of_x.shape == x.shape
+    assert not of_weight.any()
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_of_gradients(stride):
+    x, weight = make((1, 2, 3, 2, 3), last=stride == 2)
+    grad = torch.randn_like(reference(x, weight, stride)).requires_grad_()
+    results = []
+    for way in ("triton", "reference"):
+        with depthwise_backend(way):
+            first = torch.autograd.grad(depthwise_conv3d(x, weight, stride), (x, weight), grad, create_graph=True)
+            results.append(torch.autograd.grad(sum(each.pow(2).sum() for each in first), (x, weight, grad)))
+    torch.testing.assert_close(*results)
+
+
+@needs_cuda
+@pytest.mark.parametrize("stride", [1, 2])
+def test_gradients_pass_the_numerical_check(stride):
+    x, weight = make((1, 2, 3, 2, 3), last=stride == 2)
+    with depthwise_backend("triton"):
+        assert gradcheck(depthwise_conv3d, (x, weight, stride))
+        assert gradgradcheck(depthwise_conv3d, (x, weight, stride))
+
+
+def test_only_the_gradients_that_are_wanted_are_computed():
+    x, weight = make((1, 2, 2, 3, 3))
+    with depthwise_backend("triton"):
+        frozen = depthwise_conv3d(x, weight.detach())
+        first = depthwise_conv3d(x.detach(), weight)
+    assert [tensor is None for tensor in frozen.grad_fn.saved_tensors] == [True, False]
+    assert [tensor is None for tensor in first.grad_fn.saved_tensors] == [False, True]
+    frozen.sum().backward()
+    first.sum().backward()
+    assert x.grad is not None
+    assert weight.grad is not None
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
+def test_weight_gradient_is_the_same_to_the_bit(last):
+    x, weight = make((2, 3, 4, 5, 6), F32, last)
+    with depthwise_backend("triton"):
+        out = depthwise_conv3d(x, weight)
+        grad = torch.randn_like(out)
+        first, second = (torch.autograd.grad(out, weight, grad, retain_graph=True)[0] for _ in range(2))
+    assert torch.equal(first, second)
+
+
+# What PyTorch does with an operator.
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # opcheck's own
+def test_operators_keep_the_rules_of_operators():
+    torch.use_deterministic_algorithms(False)  # checks fake tensors, which hold nothing to be filled
+    x, weight = make((1, 3, 2, 3, 4), F32, last=True)
+    grad = torch.randn_like(x).requires_grad_()
+    ops = torch.ops.lightning_csn
+    checks = ("test_schema", "test_autograd_registration", "test_faketensor")
+    torch.library.opcheck(ops.depthwise_conv3d, (x, weight, [1, 1, 1]))
+    torch.library.opcheck(ops.depthwise_conv3d_input_gradient, (grad, weight, [2, 3, 4], [1, 1, 1]), test_utils=checks)
+    torch.library.opcheck(ops.depthwise_conv3d_weight_gradient, (grad, x, [1, 1, 1]), test_utils=checks)
+
+
+@pytest.mark.parametrize("way", ["triton", "reference"])
+def test_compiled_function_is_one_graph_and_gives_the_same(way):
+    x, weight = make((1, 3, 2, 4, 4), F32, last=True)
+    with depthwise_backend(way):
+        compiled = torch.compile(
+            lambda x, weight: depthwise_conv3d(x, weight, 2).relu(), backend="aot_eager", fullgraph=True
+        )
+        got = torch.autograd.grad(compiled(x, weight).sum(), (x, weight))
+        wanted = torch.autograd.grad(depthwise_conv3d(x, weight, 2).relu().sum(), (x, weight))
+    torch.testing.assert_close(got, wanted)
+
+
+def test_compiled_function_follows_the_backend():
+    ran = []
+
+    def record(graph, _):
+        ran.append("lightning_csn" in graph.code)
+        return graph
+
+    x, weight = make((1, 3, 2, 4, 4), F32)
+    compiled = torch.compile(depthwise_conv3d, backend=record)
+    for way in ("triton", "reference"):
+        with depthwise_backend(way), torch.no_grad():
+            compiled(x, weight)
+    assert ran == [True, False]
+
+
+@pytest.mark.parametrize(("way", "ours"), [("triton", True), ("reference", False)])
+def test_exported_network_holds_the_operator_or_the_definition(way, ours):
+    network = create_network("ircsn_tiny", num_classes=2).to(DEVICE).eval()
+    clip = torch.randn(1, 3, 2, 32, 32, device=DEVICE)
+    with depthwise_backend(way):
+        program = torch.export.export(network, (clip,), strict=False)
+    names = {str(node.target) for node in program.graph.nodes}
+    assert ("lightning_csn.depthwise_conv3d.default" in names) == ours
+    assert "aten.conv3d.default" in names  # the stem, at least
+
+
+@pytest.mark.parametrize("dtype", [F16, BF16])
+def test_autocast_does_what_it_does_to_a_convolution(dtype):
+    layer = DepthwiseConv3d(3).to(DEVICE)
+    x = torch.randn(1, 3, 2, 4, 4, device=DEVICE)
+    results = []
+    for way in ("triton", "reference"):
+        layer.zero_grad()
+        with depthwise_backend(way):
+            with torch.autocast(DEVICE, dtype):
+                out = layer(x)
+            out.sum().backward()
+        results.append((out, layer.weight.grad))
+    (out, grad), (wanted, wanted_grad) = results
+    assert (out.dtype, grad.dtype) == (wanted.dtype, wanted_grad.dtype) == (dtype, F32)
+    torch.testing.assert_close(out, wanted)
+    torch.testing.assert_close(grad, wanted_grad, rtol=2**-7, atol=1e-2)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_gives_the_same(reentrant):
+    x, weight = make((1, 3, 2, 4, 4))
+    with depthwise_backend("triton"):
+        wanted = torch.autograd.grad(depthwise_conv3d(x, weight).pow(2).sum(), (x, weight))
+        checkpoint(depthwise_conv3d, x, weight, use_reentrant=reentrant).pow(2).sum().backward()
+    torch.testing.assert_close((x.grad, weight.grad), wanted)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_operations_are_counted_as_those_of_the_definition(stride):
+    x, weight = make((2, 3, 2, 4, 4))
+    counts = {}
+    for way in ("triton", "reference"):
+        with depthwise_backend(way), FlopCounterMode(display=False) as counter:
+            out = depthwise_conv3d(x, weight, stride)
+            counts[way] = counter.get_total_flops()
+            if way == "triton":  # PyTorch counts the weight gradient of a depthwise convolution as that of a dense one
+                out.sum().backward()
+                assert counter.get_total_flops() == 3 * counts[way]
+    assert counts["triton"] == counts["reference"] == 2 * 27 * out.numel()
+
+
+# The choice of the way.
+
+
+def test_numbers_without_a_gpu_are_those_of_nn_conv3d():
+    layer, plain = DepthwiseConv3d(5, (1, 2, 2)), torch.nn.Conv3d(5, 5, 3, (1, 2, 2), 1, groups=5, bias=False)
+    plain.load_state_dict(layer.state_dict())
+    x = torch.randn(2, 5, 4, 8, 8)
+    assert torch.equal(layer(x), plain(x))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stride", "kernel", "words"),
+    [
+        (torch.complex64, 1, 3, "float32, float64, not complex64"),
+        (F32, 3, 3, r"strides of 1 or 2, the same for H and W, not \(3, 3, 3\)"),
+        (F32, (1, 2, 1), 3, r"not \(1, 2, 1\)"),
+    ],
+)
+def test_what_the_kernels_cannot_do_is_said_and_the_definition_runs(dtype, stride, kernel, words, caplog):
+    depthwise._reported.clear()
+    x, weight = torch.randn(1, 2, 5, 5, 5, device=DEVICE).to(dtype), torch.randn(2, 1, 3, 3, 3, device=DEVICE).to(dtype)
+    with depthwise_backend("triton"), caplog.at_level(logging.INFO):
+        for _ in range(2):
+            assert torch.equal(depthwise_conv3d(x, weight, stride), reference(x, weight, stride))
+    (record,) = caplog.records  # once
+    assert record.levelname == "WARNING"
+    assert caplog.text.strip().endswith("nn.Conv3d runs instead")
+    assert re.search(words, record.message)
+
+
+def test_way_is_reported_once(caplog):
+    depthwise._reported.clear()
+    x, weight = make((1, 2, 2, 3, 3), F32)
+    with depthwise_backend("triton"), caplog.at_level(logging.INFO):
+        depthwise_conv3d(x, weight)
+        depthwise_conv3d(x, weight)
+    assert [record.message for record in caplog.records] == [f"depthwise convolution on {DEVICE}: Triton kernels"]
+
+
+def test_backend_holds_inside_its_block_only():
+    with (
+        pytest.raises(InputError, match="no backend 'cudnn'; there are: auto, reference, taps, triton, fused"),
+        depthwise_backend("cudnn"),
+    ):
+        pass
+    with depthwise_backend("reference"):
+        with depthwise_backend("triton"):
+            assert depthwise._backend == "triton"
+        assert depthwise._backend == "reference"
+    assert depthwise._backend == "auto"
+
+
+def test_wrong_channels_are_an_error():
+    with depthwise_backend("triton"), pytest.raises(ValueError, match="must have the same channels"):
+        depthwise_conv3d(torch.zeros(1, 4, 2, 2, 2, device=DEVICE), torch.zeros(3, 1, 3, 3, 3, device=DEVICE))
+
+
+# Tiles, and what the compiler makes of them.
+
+
+def test_every_layer_of_csn_gets_enough_programs_and_no_needless_ones():
+    for channels, sizes, stride in CSN:
+        out = [(size - 1) // stride + 1 for size in sizes]
+        for kernel in ("convolve", "norm_convolve", "input_gradient", "weight_gradient"):
+            for last in (False, True):
+                problem = Problem(kernel, 8, channels, *out, (stride, stride), "torch.bfloat16", last)
+                tile = default_tile(problem, 132)
+                along = problem.W if last else problem.H
+                programs = math.prod(problem.blocks(tile)) * tile.clips * math.ceil(problem.T / tile.planes)
+                assert programs >= 132 or tile.planes <= 4  # the smallest layer is smaller than the GPU
+                assert math.ceil(along / tile.strip) * tile.strip <= along * 8 / 7
+                if kernel == "weight_gradient":
+                    assert programs <= 12 * 132  # each leaves 27 partial sums per channel
+
+
+def test_measured_tiles_are_kept_and_used(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path / "new"))
+    x, weight = make((1, 4, 4, 4, 4), F32, last=True)
+    out, device = torch.empty_like(x), torch.device(DEVICE)
+    problem = launch.problem_of("convolve", out, (1, 1, 1), True)
+    default = launch.tile_for(problem, device)
+    milliseconds = {}
+
+    def measure(run):
+        run()
+        milliseconds[len(milliseconds)] = None
+        return 10.0 - len(milliseconds)  # the last one is the fastest
+
+    times = launch.tune(
+        lambda tile: launch.convolve(x.detach(), weight.detach(), out, (1, 1, 1), tile=tile), problem, device, measure
+    )
+    best = min(times, key=times.get)
+    assert best != default
+    assert launch.tile_for(problem, device) == best
+    launch.measured_tiles.cache_clear()  # as in another process
+    assert launch.tile_for(problem, device) == best
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["depthwise_tiles.json"]
+
+
+def test_kernels_compile_for_a_gpu_without_spilling_registers():
+    # The interpreter forgives what the compiler does not, and the compiler needs no GPU.
+    script = Path(__file__).parent / "compile_kernels.py"
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    environment["PYTHONPATH"] = str(Path(depthwise.__file__).parents[2])
+    command = [sys.executable, "-W", "ignore", str(script), "stage1", "stage2_first", "contiguous", "rest"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    kernels = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+    assert len(kernels) == 13
+    for name, registers, stack, local in kernels:
+        assert (name, stack, local) == (name, "0", "0")
+        assert int(registers) <= 255
+
+
+def test_the_check_before_first_use_passes_good_kernels_and_stops_bad_ones(monkeypatch):
+    check = depthwise.check_kernels.__wrapped__  # whatever was checked before
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    check(device, torch.float32)
+    good = launch.weight_gradient
+    monkeypatch.setattr(launch, "weight_gradient", lambda grad, x, stride: good(grad, x, stride) * 1.001)
+    with pytest.raises(RuntimeError, match=r"weight gradient is off by 1\.0e-03 .* LIGHTNING_CSN_DEPTHWISE=reference"):
+        check(device, torch.float32)

@@ -1,0 +1,300 @@
+"""fused.py: the fused bottleneck against the plain one in float64: results, gradients and running statistics."""
+
+import copy
+import logging
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_csn.models import depthwise, fused
+from lightning_csn.models.depthwise import depthwise_backend
+from lightning_csn.models.network import (
+    ARCHITECTURES,
+    Bottleneck,
+    create_network,
+    full,
+    interaction_preserved,
+    interaction_reduced,
+)
+
+pytest.importorskip("triton")
+from lightning_csn.models import launch
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CHANNELS_LAST = torch.channels_last_3d
+
+
+@pytest.fixture(autouse=True)
+def nan_where_nothing_was_written():
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True)
+def strips_that_the_interpreter_can_afford(monkeypatch):
+    if DEVICE == "cpu":
+        monkeypatch.setattr(launch, "default_tile", lambda *_: launch.Tile(strip=2, planes=2))
+
+
+def make_block(convolution=interaction_reduced, width_in=8, width=2, stride=1, **options):
+    torch.manual_seed(0)
+    options = {"drop_path": nn.Identity(), **options}
+    block = Bottleneck(width_in, width, convolution, norm=nn.BatchNorm3d, stride=stride, **options)
+    for layer in block.modules():
+        if isinstance(layer, nn.BatchNorm3d):
+            nn.init.uniform_(layer.weight, -1, 2)
+            nn.init.uniform_(layer.bias, -1, 2)
+            layer.bias.data[0] = 2.0  # so that a channel is not 0 after the ReLU where it was 0 before the BatchNorm
+            layer.running_mean.normal_()
+            layer.running_var.uniform_(0.5, 2)
+    return block.double().to(DEVICE)
+
+
+def run(block, x, grad, way):
+    """Result, gradients of the input and of all parameters, and running statistics, of a copy of the block."""
+    block, x = copy.deepcopy(block), x.clone().requires_grad_()
+    with depthwise_backend(way):
+        out = block(x)
+        out.backward(grad.to(out.dtype))
+    named = {name: parameter.grad for name, parameter in block.named_parameters()}
+    return {"out": out.detach(), "x": x.grad, **named, **dict(block.named_buffers())}
+
+
+def inputs(block, width_in=8, sizes=(2, 3, 3, 2)):
+    x = torch.randn(sizes[0], width_in, *sizes[1:], dtype=torch.float64, device=DEVICE)
+    with torch.no_grad(), depthwise_backend("reference"):
+        return x, torch.randn_like(copy.deepcopy(block)(x))
+
+
+def assert_same(got, wanted, **tolerance):
+    assert got.keys() == wanted.keys()
+    for name, value in wanted.items():
+        torch.testing.assert_close(got[name], value, msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+CASES = {
+    "ir": {},
+    "ir, shortcut": {"width_in": 4},
+    "ir, stride": {"width_in": 4, "stride": 2},
+    "ip": {"convolution": interaction_preserved},
+}
+
+
+@pytest.fixture
+def fused_runs(monkeypatch):
+    """How many blocks ran fused."""
+    runs = []
+    original = fused.bottleneck
+    monkeypatch.setattr(
+        "lightning_csn.models.network.bottleneck", lambda block, x: runs.append(block) or original(block, x)
+    )
+    return runs
+
+
+@pytest.mark.parametrize("mode", ["batch", "frozen", "mixed"])
+@pytest.mark.parametrize("case", CASES)
+def test_fused_block_trains_as_the_plain_one(case, mode, fused_runs):
+    block = make_block(**CASES[case])
+    if mode != "batch":
+        block.eval()
+    if mode == "mixed":
+        block.expand.train()
+    x, grad = inputs(block, CASES[case].get("width_in", 8))
+    wanted = run(block, x, grad, "reference")
+    assert not fused_runs
+    got = run(block, x, grad, "fused")
+    assert len(fused_runs) == 1
+    assert_same(got, wanted)
+    assert got["out"].is_contiguous(memory_format=CHANNELS_LAST)
+
+
+def test_fused_block_trains_as_the_plain_one_down_to_a_single_place_a_clip():
+    block = make_block(width_in=4, stride=2)  # a tensor of 1x1x1 is in both layouts at once, its gradient too
+    x, grad = inputs(block, 4, sizes=(3, 1, 2, 2))
+    assert grad.shape[2:] == (1, 1, 1)
+    assert_same(run(block, x, grad, "fused"), run(block, x, grad, "reference"))
+
+
+@pytest.mark.parametrize("case", ["ir, stride", "ip"])
+def test_fused_block_classifies_as_the_plain_one(case, fused_runs):
+    block = make_block(**CASES[case]).eval()
+    x, _ = inputs(block, CASES[case].get("width_in", 8))
+    with torch.no_grad():
+        with depthwise_backend("reference"):
+            wanted = block(x)
+        with depthwise_backend("fused"):
+            got = block(x)
+    assert fused_runs
+    torch.testing.assert_close(got, wanted)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+def test_running_statistics_take_part_as_in_batchnorm(momentum):
+    block = make_block()
+    for layer in block.modules():
+        if isinstance(layer, nn.BatchNorm3d):
+            layer.momentum = momentum
+            layer.num_batches_tracked.fill_(3)
+    x, grad = inputs(block)
+    assert_same(run(block, x, grad, "fused"), run(block, x, grad, "reference"))
+
+
+def test_statistics_are_accurate_far_from_zero():
+    # fp32 sums of squares would lose everything: the mean is 1000 standard deviations away
+    y = (1000 + torch.randn(2, 3, 4, 5, 6, device=DEVICE)).contiguous(memory_format=CHANNELS_LAST)
+    norm = fused.batch_norm_of(y, torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE), 1e-3)
+    exact = y.double()
+    torch.testing.assert_close(norm[0].double(), exact.mean((0, 2, 3, 4)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm[1].double(), exact.var((0, 2, 3, 4), correction=0), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("dtype", "distance"), [(torch.float32, 1000.0), (torch.bfloat16, 100.0)])
+def test_statistics_gathered_on_store_are_those_of_what_was_stored(dtype, distance):
+    y = torch.randn(2, 3, 3, 4, 3, device=DEVICE).to(dtype).contiguous(memory_format=CHANNELS_LAST)
+    away = torch.zeros(5, 3, device=DEVICE)
+    away[3], away[4] = 1, distance  # in bfloat16 rounding is then a good part of the variance
+    weight = torch.zeros(3, 1, 3, 3, 3, dtype=dtype, device=DEVICE)
+    weight[:, :, 1, 1, 1] = 1
+    ones, zeros = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE)
+    out, norm = fused.norm_depthwise_statistics(y, away, False, weight, [1, 1, 1], ones, zeros, 1e-3)
+    exact = out.double()
+    torch.testing.assert_close(norm[0].double(), exact.mean((0, 2, 3, 4)), rtol=1e-6, atol=0)
+    torch.testing.assert_close(norm[1].double(), exact.var((0, 2, 3, 4), correction=0), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_fused_block_under_autocast_is_as_near_as_the_plain_one(dtype):
+    block = make_block()
+    x, grad = inputs(block)
+    grad *= 0.01  # fp16 overflows above 65504
+    exact = run(block, x, grad, "reference")
+    block.float()
+    errors = {}
+    for way in ("reference", "fused"):
+        with torch.autocast(DEVICE, dtype):
+            results = run(block, x.to(dtype), grad, way)
+        assert results["out"].dtype == dtype
+        assert results["reduce.conv.weight"].dtype == torch.float32
+        errors[way] = {name: (results[name].double() - exact[name].double()).norm().item() for name in exact}
+    scale = {name: exact[name].double().norm().item() for name in exact}
+    for name, error in errors["fused"].items():
+        assert error <= 3 * errors["reference"][name] + 4 * torch.finfo(dtype).eps * scale[name], name
+
+
+def test_checkpointed_network_runs_fused_and_counts_each_batch_once(fused_runs):
+    network = create_network("ircsn_tiny", num_classes=2, stem_pool=False).double().to(DEVICE)
+    stage = network.stage1[0]
+    x = torch.randn(1, 16, 2, 3, 2, dtype=torch.float64, device=DEVICE, requires_grad=True)
+    network.stage1 = nn.Sequential(stage)
+    network.set_grad_checkpointing()
+    results = []
+    for way in ("reference", "fused"):
+        copied = copy.deepcopy(network)
+        with depthwise_backend(way):
+            out = copied._run(1, x)
+            (grad,) = torch.autograd.grad(out.pow(2).sum(), x)
+        results.append((out.detach(), grad, *copied.stage1.buffers()))
+    assert len(fused_runs) == 2  # forward, and again on the way back
+    torch.testing.assert_close(*results)
+
+
+def test_compiled_block_is_one_graph_and_gives_the_same():
+    block = make_block()
+    x, grad = inputs(block)
+    wanted = run(block, x, grad, "fused")
+    copied = copy.deepcopy(block)
+    leaf = x.clone().requires_grad_()
+    with depthwise_backend("fused"):
+        out = torch.compile(copied, backend="aot_eager", fullgraph=True)(leaf)
+        out.backward(grad)
+    torch.testing.assert_close(out, wanted["out"])
+    torch.testing.assert_close(leaf.grad, wanted["x"])
+    for name, buffer in copied.named_buffers():
+        torch.testing.assert_close(buffer, wanted[name])
+
+
+# When the plain block runs.
+
+
+def test_dense_networks_and_the_backend_of_kernels_alone_run_plain(fused_runs):
+    dense, separated = make_block(full), make_block()
+    x, _ = inputs(dense)
+    with torch.no_grad():
+        with depthwise_backend("fused"):
+            dense(x)
+        with depthwise_backend("triton"):
+            separated(x)
+    assert not fused_runs
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda block: block.expand.conv.register_forward_hook(lambda *_: None), "hooks"),
+        (lambda block: setattr(block.reduce, "norm", nn.SyncBatchNorm(2).double()), "a layer is a SyncBatchNorm"),
+        (lambda block: setattr(block, "drop_path", nn.Dropout(0.0)), "drop_path"),
+    ],
+)
+def test_block_that_cannot_run_fused_says_why_and_runs_plain(change, words, fused_runs, caplog):
+    depthwise._reported.clear()
+    block = make_block().eval()
+    change(block)
+    x, _ = inputs(block)
+    with torch.no_grad(), depthwise_backend("fused"), caplog.at_level(logging.WARNING):
+        block(x)
+    assert not fused_runs
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "run unfused" in caplog.text
+    assert words in caplog.text
+
+
+def test_gradients_of_gradients_are_refused():
+    block = make_block().eval()
+    x, _ = inputs(block)
+    with depthwise_backend("fused"):
+        out = block(x.requires_grad_())
+        with pytest.raises(NotImplementedError, match="the plain ones do: with depthwise_backend"):
+            torch.autograd.grad(out.sum(), x, create_graph=True)
+
+
+# The counts.
+
+
+def test_traffic_is_what_was_counted_by_hand():
+    assert fused.total(fused.FORWARD) == (54, 31, 24)
+    assert fused.total(fused.BACKWARD)[:2] == (84, 73)
+    assert (fused.STORED.eager, fused.STORED.ours) == (12, 6)
+
+
+def test_what_is_kept_for_the_way_back_is_what_was_counted():
+    block = make_block(width_in=16, width=4)
+    x, _ = inputs(block, 16)
+    unit = x.numel() // 4 * x.element_size()  # w P
+    kept = {}
+    for way in ("reference", "fused"):
+        storages = {}
+
+        def keep(tensor, storages=storages):
+            if tensor.dim() == 5 and tensor.shape[2:] == x.shape[2:]:
+                storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with depthwise_backend(way), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            out = block(x.clone(memory_format=CHANNELS_LAST).requires_grad_())
+        assert out is not None
+        kept[way] = sum(storages.values()) / unit
+    assert kept["fused"] == fused.STORED.ours + 4  # and the input, which the block before keeps as its output
+    assert kept["reference"] == fused.STORED.eager + 4
+    assert math.isfinite(kept["fused"])
+
+
+def test_every_bottleneck_of_a_csn_can_run_fused():
+    for name in ("ircsn_26", "ipcsn_26"):
+        network = create_network(name)
+        x = torch.empty(1, 64, 4, 8, 8)
+        blocks = [block for block in network.modules() if isinstance(block, Bottleneck)]
+        assert len(blocks) == sum(ARCHITECTURES[name].blocks)
+        assert [fused.unfusable(block, x) for block in blocks] == [None] * len(blocks)
