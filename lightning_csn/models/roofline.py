@@ -1,0 +1,189 @@
+"""What a network must move and compute, counted: the floor that its speed is held against.
+
+`python -m lightning_csn.models.roofline` prints ROOFLINE.md. Counted are elements of activations that are read from and
+written to memory; weights are small beside them. An element takes 2 bytes in fp16 and bf16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from lightning_csn.models import fused
+from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_backend
+from lightning_csn.models.network import Bottleneck, ResNet3D, create_network
+
+CLIP = (32, 224, 224)  # frames, height, width
+COPY = 4.3e12  # bytes/s read and written by a device copy on an H200, and
+MULTIPLY_ADDS = (
+    30e12  # fp32 multiply-adds/s (60 TFLOP/s): both as measured or rated elsewhere, to give the times a scale
+)
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A convolution, for one clip: `count` such layers in the network."""
+
+    kind: str  # depthwise, 1x1x1 or dense
+    channels_in: int
+    channels: int
+    sizes_in: tuple[int, int, int]
+    sizes: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    multiply_adds: int  # of the forward pass
+    count: int = 1
+
+    @property
+    def elements(self) -> int:
+        """Elements read and written by the forward pass; by the gradient of the input or of the weight as many."""
+        return self.channels_in * math.prod(self.sizes_in) + self.channels * math.prod(self.sizes)
+
+
+def layers(architecture: str, clip: Sequence[int] = CLIP) -> list[Layer]:
+    """The convolutions of a network for one clip (frames, height, width), in order; equal ones are counted.
+
+    >>> [layer.count for layer in layers("ircsn_50") if layer.kind == "depthwise"]
+    [3, 1, 3, 1, 5, 1, 2]
+    """
+    counts: dict[Layer, int] = {}
+    for module, x, out in _walk(architecture, clip, nn.Conv3d):
+        kernel = math.prod(module.kernel_size)
+        kind = "depthwise" if isinstance(module, DepthwiseConv3d) else "1x1x1" if kernel == 1 else "dense"
+        operations = out.numel() * kernel * module.in_channels // module.groups
+        sizes_in, sizes = tuple(x.shape[2:]), tuple(out.shape[2:])
+        layer = Layer(kind, x.shape[1], out.shape[1], sizes_in, sizes, module.stride, operations)
+        counts[layer] = counts.get(layer, 0) + 1
+    return [Layer(**{**vars(layer), "count": count}) for layer, count in counts.items()]
+
+
+def depthwise_layers(architecture: str, clip: Sequence[int] = CLIP) -> list[Layer]:
+    """The depthwise convolutions among `layers`."""
+    return [layer for layer in layers(architecture, clip) if layer.kind == "depthwise"]
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Elements that the forward pass in training reads and writes for one clip, with its BatchNorm, ReLU and sums."""
+
+    eager: int
+    ours: int
+    floor: int
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.eager + other.eager, self.ours + other.ours, self.floor + other.floor)
+
+
+def traffic(architecture: str, clip: Sequence[int] = CLIP) -> Traffic:
+    """Of all bottlenecks of a network: what stride 1 costs is in fused.FORWARD, here with strides and projections."""
+    total = Traffic(0, 0, 0)
+    for block, x, out in _walk(architecture, clip, Bottleneck):
+        places, places_out = math.prod(x.shape[2:]), math.prod(out.shape[2:])  # P before and Q after the stride
+        width = out.shape[1] // 4
+        before, after = width * places, width * places_out
+        convolutions = x.shape[1] * places + before + (before + after) + 5 * after  # reduce, depthwise, expand
+        total += Traffic(
+            eager=convolutions + 5 * before + 5 * after + 32 * after,
+            ours=convolutions + before + 2 * after + 4 * after + 12 * after,
+            floor=convolutions + 12 * after,
+        )
+        if not isinstance(block.interact, nn.Identity):
+            total += Traffic(2 * before + 3 * before, 2 * before + 3 * before, 2 * before)
+        if not isinstance(block.shortcut, nn.Identity):
+            projection = x.shape[1] * places_out + 4 * after
+            total += Traffic(projection + 12 * after, projection + 4 * after, projection)
+    return total
+
+
+def _walk(architecture: str, clip: Sequence[int], kind: type[nn.Module]) -> Iterator[tuple[Any, Any, Any]]:
+    """Modules of a kind, with the input and the output that they have for one clip, without computing anything."""
+    found: list[tuple[Any, Any, Any]] = []
+    with torch.device("meta"), torch.no_grad(), depthwise_backend("reference"):
+        network: ResNet3D = create_network(architecture).eval()
+        for module in network.modules():
+            if isinstance(module, kind):
+                module.register_forward_hook(lambda module, inputs, out: found.append((module, inputs[0], out)))
+        network(torch.empty(1, 3, *clip))
+    yield from found
+
+
+def page() -> str:
+    """ROOFLINE.md."""
+    lines = [
+        "# Roofline",
+        "",
+        "What the networks must move and compute for one clip of 32x224x224 at 2 bytes per element (bf16, fp16),",
+        "counted by `lightning_csn.models.roofline`, which printed this page. **Not yet measured on a GPU:** no time",
+        f"here is one that anybody measured. The times are bytes over {COPY / 1e12} TB/s and multiply-adds over"
+        f" {MULTIPLY_ADDS / 1e12:.0f} T/s, an H200's",
+        "rates as reported elsewhere, so that the numbers have a scale.",
+        "",
+        "## Depthwise layers",
+        "",
+        "A floor is the longer of the two times; the gradients of input and weight have the same one each.",
+        "",
+        "| channels | T, H, W | output | layers in ir-CSN-50 / 101 / 152 | MB | M multiply-adds"
+        " | memory µs | arithmetic µs | floor µs |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    networks = [depthwise_layers(name) for name in ("ircsn_50", "ircsn_101", "ircsn_152")]
+    for same in zip(*networks, strict=True):
+        layer = same[0]
+        memory, arithmetic = 2 * layer.elements / COPY, layer.multiply_adds / MULTIPLY_ADDS
+        sizes_in, sizes = (", ".join(map(str, three)) for three in (layer.sizes_in, layer.sizes))
+        counts = " / ".join(str(each.count) for each in same)
+        lines.append(
+            f"| {layer.channels} | {sizes_in} | {sizes} | {counts} | {2 * layer.elements / 1e6:.2f}"
+            f" | {layer.multiply_adds / 1e6:.1f} | {memory * 1e6:.1f} | {arithmetic * 1e6:.1f}"
+            f" | {max(memory, arithmetic) * 1e6:.1f} |"
+        )
+    totals = " / ".join(f"{sum(2 * layer.elements * layer.count for layer in each) / 1e6:.0f}" for each in networks)
+    lines += [
+        "",
+        f"All depthwise layers of ir-CSN-50 / 101 / 152: {totals} MB forward.",
+        "",
+        "## Whole networks",
+        "",
+        "The bottlenecks' forward pass in training. Eager: every operation a pass of its own. Fused: what",
+        '`depthwise_backend("fused")` runs. Floor: the matrix products fused with their neighbours as well.',
+        "",
+        "| network | eager GB | fused GB | floor GB | eager ms | fused ms | floor ms |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in ("ircsn_50", "ircsn_101", "ircsn_152", "ipcsn_152"):
+        each = traffic(name)
+        elements = (each.eager, each.ours, each.floor)
+        sizes = " | ".join(f"{2 * number / 1e9:.2f}" for number in elements)
+        times = " | ".join(f"{2 * number / COPY * 1e3:.2f}" for number in elements)
+        lines.append(f"| {name} | {sizes} | {times} |")
+    lines += [
+        "",
+        "## One bottleneck, pass by pass",
+        "",
+        "Reads + writes at stride 1, in units of w P elements (w channels inside the block, 4 w outside, P places).",
+        "",
+        "| forward, training | eager | fused | floor |",
+        "|---|---|---|---|",
+        *(f"| {step} | {eager} | {ours} | {floor} |" for step, eager, ours, floor in fused.FORWARD),
+        "| sum | {} | {} | {} |".format(*fused.total(fused.FORWARD)),
+        "",
+        "| backward | eager | fused |",
+        "|---|---|---|",
+        *(f"| {step} | {eager} | {ours} |" for step, eager, ours, _ in fused.BACKWARD),
+        "| sum | {} | {} |".format(*fused.total(fused.BACKWARD)),
+        "",
+        f"Kept for the way back: {fused.STORED.eager} w P eager, {fused.STORED.ours} w P fused, besides the input.",
+        "",
+        "In inference with running statistics the fused block moves 24 w: BatchNorm and ReLU after the depthwise",
+        "convolution are folded into its store.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    print(page(), end="")
