@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn import __version__
+from lightning_csn.benchmark import benchmark_options, run_benchmark
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -414,6 +415,7 @@ COMMANDS = {
     "convert": Command("weights of other projects to safetensors and config.json", convert_options, run_convert),
     "verify": Command("check weights: whole, complete, as published", verify_options, run_verify),
     "make-motion": Command("make a small labelled video set to try things on", make_motion_options, run_make_motion),
+    "benchmark": Command("how fast a network runs here, and how near the floor", benchmark_options, run_benchmark),
 }
 
 EPILOG = f"""examples:

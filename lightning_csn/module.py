@@ -84,6 +84,8 @@ class LitCSN(L.LightningModule):
         label_smoothing: Share of the target that is spread over all classes.
         views_per_pass: Views that go through the network at once in validation, test and prediction, for memory.
         average: What is averaged over the views: probabilities or logits.
+        checkpointing: Stages (1 to 4) that keep only the input of each block in training and compute the rest again on
+            the way back, for memory. 1 and 2 hold most of it.
         origin: Where the weights come from; filled in from `pretrained`.
     """
 
@@ -116,6 +118,7 @@ class LitCSN(L.LightningModule):
         label_smoothing: float = 0.0,
         views_per_pass: int = 8,
         average: str = "probabilities",
+        checkpointing: Sequence[int] = (),
         origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -160,6 +163,7 @@ class LitCSN(L.LightningModule):
             self.classes = loaded.checkpoint.classes
             self.clip = loaded.checkpoint.clip_spec()
             origin = loaded.checkpoint.to_dict()
+        self.network.set_grad_checkpointing(stages=checkpointing)
         self._as_loaded = pretrained is not None  # until training changes the weights
 
         self.register_buffer("mean", torch.tensor(self.clip.mean).view(-1, 1, 1, 1), persistent=False)
@@ -191,6 +195,7 @@ class LitCSN(L.LightningModule):
                 label_smoothing=label_smoothing,
                 views_per_pass=views_per_pass,
                 average=average,
+                checkpointing=list(checkpointing),
                 origin=origin,
             )
         )

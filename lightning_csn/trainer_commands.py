@@ -29,6 +29,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
+from lightning_csn.callbacks import PeakMemory
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
@@ -169,6 +170,7 @@ class TrainerCommand(LightningCLI):
         if settings.logger is None:
             settings.logger = CSVLogger(settings.default_root_dir, name="") if self.command == "fit" else False
         if self.command == "fit":
+            callbacks.append(PeakMemory())
             if not self.datamodule.has_split("val"):
                 settings.limit_val_batches = 0
             if settings.enable_checkpointing is not False:

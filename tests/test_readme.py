@@ -17,8 +17,8 @@ from lightning_csn.models.network import create_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)( internet)?\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-ONLINE = [line for language, internet, text in BLOCKS if internet for line in text.splitlines()]
+BLOCKS = re.findall(r"^```(bash|python)( internet| gpu)?\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+ONLINE = [line for language, elsewhere, text in BLOCKS if elsewhere for line in text.splitlines()]
 
 
 def test_every_block_runs_where_the_reader_would_type_it(tmp_path):
@@ -27,8 +27,8 @@ def test_every_block_runs_where_the_reader_would_type_it(tmp_path):
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
     }
-    for language, internet, text in BLOCKS:
-        if internet:
+    for language, elsewhere, text in BLOCKS:
+        if elsewhere:
             continue
         command = ["bash", "-euc", text] if language == "bash" else [sys.executable, "-c", text]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -38,7 +38,7 @@ def test_every_block_runs_where_the_reader_would_type_it(tmp_path):
 
 
 @pytest.mark.parametrize("line", ONLINE)
-def test_commands_that_need_the_internet_can_at_least_be_parsed(line, capsys, monkeypatch):
+def test_commands_that_need_the_internet_or_a_gpu_can_at_least_be_parsed(line, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     command, *words = shlex.split(line)
     assert command == "lightning-csn"

@@ -1,0 +1,278 @@
+"""benchmark.py: what it measures and says, on a tiny network; never how long anything took."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch._dynamo.exc import BackendCompilerFailed
+
+from lightning_csn import benchmark
+from lightning_csn.benchmark import largest
+from lightning_csn.cli import main
+from lightning_csn.models import depthwise
+
+TINY = ["--device=cpu", "--architecture=ircsn_tiny", "--clip=2x32x32", "--batch=2", "--repeats=2", "--steps=1"]
+
+
+@pytest.fixture(autouse=True)
+def rates_of_a_small_copy(monkeypatch):
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    monkeypatch.setattr(
+        benchmark,
+        "rates_of",
+        lambda settings, device: benchmark.measure_rates(settings, device, copied=2**16, side=32),
+    )
+    yield
+    torch.set_num_threads(threads)
+
+
+def run_json(capsys, *argv):
+    assert main(["benchmark", *argv, *TINY, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def flat(number):
+    return isinstance(number, float) and number > 0
+
+
+@pytest.mark.parametrize("kind", ["train", "infer"])
+def test_ours_and_the_plain_network_are_measured_in_one_run(kind, capsys):
+    result = run_json(capsys, kind, "--against", "eager", "--layout=contiguous")
+    assert result["benchmark"] == kind
+    assert result["settings"]["clip"] == [2, 32, 32]
+    assert result["machine"]["torch"] == torch.__version__
+    assert {"device", "threads", "platform", "python", "triton", "lightning_csn"} <= set(result["machine"])
+    assert all(map(flat, result["rates"].values()))
+    assert [(way["name"], way["layout"], way["path"]) for way in result["ways"]] == [
+        ("ours", "contiguous", "reference"),
+        ("plain eager", "contiguous", "reference"),
+        ("plain eager", "channels_last", "reference"),
+    ]
+    for way in result["ways"]:
+        assert len(way["seconds"]) == 2
+        assert way["clips_per_second"] == pytest.approx(2 / (way["ms_per_step"] / 1e3))
+        assert way["times_floor"] == pytest.approx(way["ms_per_step"] / 1e3 / result["floor"]["seconds"])
+        # the longer of the two times is the floor's
+        assert max(way["share_of_copy"], way["share_of_matrix"]) == pytest.approx(1 / way["times_floor"])
+        assert way["error"] is way["peak_memory_bytes"] is None
+    ours, *plain = (way["ms_per_step"] for way in result["ways"])
+    assert result["ratios"]["plain eager"]["speed"] == pytest.approx(min(plain) / ours)
+    assert result["process_peak_memory_bytes"] > 10**8 or sys.platform == "win32"
+
+
+def test_floor_of_training_is_three_times_that_of_inference(capsys):
+    train, infer = (run_json(capsys, kind, "--against")["floor"] for kind in ("train", "infer"))
+    assert train["bytes"] == 3 * infer["bytes"] > 0
+    assert train["operations"] == 3 * infer["operations"] > 0
+
+
+def test_options_reach_the_network_and_half_the_bytes_are_half_the_floor(capsys, monkeypatch):
+    made = []
+    original = benchmark.make_step
+    monkeypatch.setattr(benchmark, "make_step", lambda way, *rest: made.append(way) or original(way, *rest))
+    options = ["--precision=bf16", "--backend=taps", "--checkpointing", "1", "3", "--against", "eager"]
+    half = run_json(capsys, "train", *options)
+    assert made[0] == benchmark.Way("ours", "taps", "channels_last", checkpointing=(1, 3))
+    assert {way.checkpointing for way in made[1:]} == {()}
+    assert half["ways"][0]["path"] == "taps"
+    assert 2 * half["floor"]["bytes"] == run_json(capsys, "train", "--against")["floor"]["bytes"]
+
+
+def test_training_steps_train_and_inference_leaves_the_network_as_it_is():
+    args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
+    args |= {"layout": "contiguous", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
+    cpu, way = torch.device("cpu"), benchmark.Way("ours", "auto", "contiguous")
+    step = benchmark.make_step(way, benchmark.Settings(kind="train", repeats=1, device="cpu", **args), cpu)
+    losses = [step().item() for _ in range(4)]
+    assert losses[-1] < losses[0]
+    forward = benchmark.make_step(way, benchmark.Settings(kind="infer", repeats=1, device="cpu", **args), cpu)
+    first, second = forward(), forward()
+    assert not first.requires_grad
+    assert torch.equal(first, second)
+
+
+def test_the_plain_network_is_compiled_in_its_better_layout_and_a_missing_compiler_is_a_reason(capsys, monkeypatch):
+    compiled = []
+
+    def fails(network, **options):
+        compiled.append(options)
+
+        def run(clips):
+            compiled.append(clips.is_contiguous())
+            raise BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), None)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", fails)
+    monkeypatch.setattr(benchmark, "seconds_of", lambda f, *_: {"contiguous": 1.0}.get(getattr(f, "layout", ""), 2.0))
+    original = benchmark.make_step
+
+    def labelled(way, *rest):
+        step = original(way, *rest)
+        step.layout = way.layout
+        return step
+
+    monkeypatch.setattr(benchmark, "make_step", labelled)
+    result = run_json(capsys, "train")
+    way = result["ways"][-1]
+    assert (way["name"], way["layout"]) == ("plain compiled", "contiguous")
+    assert "torch.compile failed" in way["error"]
+    assert compiled == [{"mode": "default", "dynamic": False}, True]
+    assert "plain compiled" not in result["ratios"]
+    assert main(["benchmark", "train", *TINY]) == 0
+    assert "torch.compile failed" in capsys.readouterr().out
+
+
+def test_table_says_where_what_and_how_fast(capsys):
+    assert main(["benchmark", "train", *TINY, "--against", "eager"]) == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0] == "ircsn_tiny, clips 2x32x32, batch 2, fp32, medians of 2"
+    assert lines[1].endswith(f"torch {torch.__version__}") or f"torch {torch.__version__}, triton" in lines[1]
+    assert lines[2].startswith("measured here: copy ")
+    assert lines[3].startswith("floor ")
+    assert [line.split("  ")[0] for line in lines[5:9]] == ["WAY", "ours", "plain eager", "plain eager"]
+    assert any(line.startswith("ours against plain eager (") for line in lines)
+    assert "peak memory of the process" in lines[-1] or sys.platform == "win32"
+    assert "lightning-csn: plain eager, channels_last" in said.err
+
+
+def test_layers_are_measured_alone(capsys):
+    result = run_json(capsys, "train", "--layers", "--backend=taps")
+    assert result["path"] == "taps"
+    assert [layer["channels"] for layer in result["layers"]] == [16, 32, 64, 128]
+    for layer in result["layers"]:
+        for way in ("ours", "contiguous", "channels_last"):
+            assert len(layer[way]) == 4
+            assert all(map(flat, layer[way].values()))
+    plain = min(result["total_ms"][layout] for layout in ("contiguous", "channels_last"))
+    assert result["ratios"]["plain eager"]["speed"] == pytest.approx(plain / result["total_ms"]["ours"])
+    assert main(["benchmark", "train", *TINY, "--layers"]) == 0
+    out = capsys.readouterr().out
+    assert "CONV3D CHANNELS_LAST" in out
+    assert "ours against the better layout of nn.Conv3d" in out
+
+
+@pytest.mark.parametrize("most", [0, 1, 2, 5, 64, 100])
+def test_largest_batch_is_found_and_nothing_far_above_it_tried(most):
+    tried = []
+    assert largest(lambda n: tried.append(n) or n <= most) == most
+    assert max(tried) <= max(1, 2 * most)
+
+
+def test_batches_that_do_not_fit_are_told_apart_from_those_that_do(monkeypatch):
+    def too_large(way, settings, device):
+        if settings.batch > (6 if way.name == "ours" else 3):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+        return lambda: None
+
+    monkeypatch.setattr(benchmark, "make_step", too_large)
+    args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
+    args |= {"layout": "contiguous", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
+    settings = benchmark.Settings(kind="train", repeats=1, device="cpu", **args)
+    result = benchmark.find_batches(settings, torch.device("cpu"), against=["eager"])
+    assert [way["largest_batch"] for way in result["ways"]] == [6, 3, 3]
+    assert "LARGEST BATCH" in benchmark.as_text(result)
+
+
+def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("--device=cpu needs Triton's interpreter")
+    from lightning_csn.models import launch
+
+    launched, turn = [], iter(range(10**6))
+    for name in ("convolve", "weight_gradient", "input_gradient"):
+        original = getattr(launch, name)
+
+        def once(*args, name=name, original=original, **options):  # one of each is launched, in the smallest tile
+            kind = (name, "norm" in options)
+            if kind not in launched:
+                launched.append(kind)
+                original(*args, **{**options, "tile": launch.Tile(2, planes=2)})
+
+        monkeypatch.setattr(launch, name, once)
+    monkeypatch.setattr(benchmark, "kernel_seconds", lambda f, *_: f() or 1.0 / (1 + next(turn)))  # the last one wins
+    monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
+    launch.measured_tiles.cache_clear()
+    result = run_json(capsys, "train", "--tune", "--batch=1")
+    first, later = ["convolve", "weight_gradient"], ["norm_convolve", "norm_weight_gradient"]
+    strided = [*first, "input_gradient", *later]
+    kernels = [row["kernel"] for row in result["kernels"]]
+    assert kernels == [*first, *later, *strided, *strided, *strided]
+    assert len(launched) == 5
+    kept = json.loads((tmp_path / "depthwise_tiles.json").read_text())
+    assert len(kept) == len(kernels)
+    assert list(kept.values()) == [row["tile"] for row in result["kernels"]]
+    assert all(row["best_ms"] <= row["default_ms"] for row in result["kernels"])
+    assert "kept in" in benchmark.as_text(result)
+    launch.measured_tiles.cache_clear()
+
+
+def test_tune_without_triton_is_refused(capsys, monkeypatch):
+    depthwise.unsupported.cache_clear()
+    monkeypatch.setattr(depthwise, "interpreted", lambda: False)
+    assert main(["benchmark", "train", *TINY, "--tune"]) == 2
+    depthwise.unsupported.cache_clear()
+    assert "--tune: Triton" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--architecture=ircsn_51"], "no network 'ircsn_51'; there are: ipcsn_101"),
+        (["--precision=fp16"], "--precision fp16 is for GPUs"),
+        (["--find-batch"], "--find-batch needs a GPU"),
+        (["--cuda-graphs"], "--cuda-graphs needs a GPU"),
+        (["--device=mps:9x"], "device 'mps:9x' cannot be used"),
+        (["--device=meta"], "--device meta: only cpu and cuda are measured"),
+        (["--checkpointing", "0", "2"], "--checkpointing takes stages 1 to 4, got 0 2"),
+        (["--layers", "--architecture=resnet3d_tiny"], "resnet3d_tiny has no depthwise layers"),
+        (["--clip=8x112"], "frames x height x width is needed, such as 32x224x224, got '8x112'"),
+        (["--clip=0x32x32"], "frames x height x width"),
+        (["--batch=0"], "1 or more"),
+        (["--layers", "--tune"], "not allowed with"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_with_the_reason(options, words, capsys):
+    assert main(["benchmark", "train", *TINY, *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_options_of_training_are_not_those_of_inference(capsys):
+    assert main(["benchmark", "infer", *TINY, "--checkpointing", "1"]) == 2
+    assert main(["benchmark"]) == 2
+    assert main(["benchmark", "train", "--help"]) == 0
+    assert "lightning-csn benchmark train --architecture" in capsys.readouterr().out
+
+
+def test_backends_are_those_of_the_networks():
+    assert benchmark.BACKENDS == depthwise.BACKENDS
+
+
+def test_everything_but_the_kernels_works_without_triton():
+    script = f"""
+import sys
+sys.modules["triton"] = None  # every import of it fails
+import torch
+from lightning_csn.cli import main
+from lightning_csn.models import checkpoints, depthwise, fused, network, roofline
+from lightning_csn.models.depthwise import depthwise_backend, depthwise_conv3d
+from lightning_csn import LitCSN
+import lightning_csn.trainer_commands
+x = torch.ones(1, 2, 2, 4, 4)
+assert depthwise_conv3d(x, torch.ones(2, 1, 3, 3, 3)).shape == x.shape
+clip = torch.zeros(2, 3, 2, 32, 32)
+LitCSN("ircsn_tiny", num_classes=3).network(clip).sum().backward()
+with depthwise_backend("fused"):
+    network.create_network("ircsn_tiny")(clip).sum().backward()
+assert main(["benchmark", "train", *{TINY!r}, "--against"]) == 0
+assert main(["benchmark", "train", *{TINY!r}, "--tune"]) == 2
+"""
+    done = subprocess.run([sys.executable, "-W", "error::ImportWarning", "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Triton is not installed; nn.Conv3d runs instead" in done.stderr
+    assert "--tune: Triton is not installed" in done.stderr
