@@ -364,7 +364,7 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video):
     script.write_text(
         textwrap.dedent(
             f"""
-            import json, os, sys
+            import json, os, sys, torch
             sys.path[:0] = {[str(Path(__file__).parent)]!r}
             from test_datamodule import Recorder, data, trainer
 
@@ -380,6 +380,8 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video):
                     seen[name] = {{stage: model.videos(stage) for stage in model.seen}}
                 with open({str(tmp_path)!r} + f"/seen{{os.environ.get('LOCAL_RANK', '0')}}.json", "w") as file:
                     json.dump(seen, file)
+                runs.strategy.barrier()  # a process that ends while the other still talks can abort
+                torch.distributed.destroy_process_group()
 
             if __name__ == "__main__":
                 main()

@@ -123,6 +123,9 @@ trainer = make_trainer()
 results["after training"] = trainer.test(model, eval_loader(5, []), verbose=False)[0]
 with open(f"{folder}/{devices}-{trainer.global_rank}.json", "w") as file:
     json.dump(results, file)
+if devices == 2:  # together and in order: a process that ends while the other still talks can abort
+    trainer.strategy.barrier()
+    torch.distributed.destroy_process_group()
 '''
 
 
