@@ -93,8 +93,9 @@ def run_classify(args: Namespace) -> int:
         try:
             answer = classify(model, path, clips=args.clips, crops=args.crops, top=args.top, every=args.every)
         except InputError as error:
-            failures[path] = str(error)
-            note(str(error))
+            hint = f"; for the videos in it: {Path(path)}/*" if Path(path).is_dir() else ""
+            failures[path] = f"{error}{hint}"
+            note(failures[path])
             continue
         answers.append(answer)
         if answer.short:
@@ -267,10 +268,13 @@ def run_verify(args: Namespace) -> int:
     from lightning_csn.models import checkpoints
 
     found = checkpoints.verify(args.source)
-    if found.published_sha256 is None:
-        origin = "nobody published one to compare with"
+    if found.published_sha256 is not None:
+        right = "as its config.json says" if Path(args.source).is_dir() else "as published"
+        origin = right if found.published_sha256 == found.sha256 else f"published: {found.published_sha256}"
+    elif found.published_sha1 is not None:
+        origin = "its SHA-1 is as published"
     else:
-        origin = "as published" if found.published_sha256 == found.sha256 else f"published: {found.published_sha256}"
+        origin = "nobody published one to compare with"
     rows = [
         ("file", f"{found.path} ({found.bytes:,} bytes)"),
         ("sha256", f"{found.sha256}, {origin}"),

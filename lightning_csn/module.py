@@ -390,8 +390,13 @@ class LitCSN(L.LightningModule):
     def setup(self, stage: str) -> None:
         """See that the classes of the data are those of the model, whose class names become the data's if it has none.
 
+        For fit a model that is in eval mode as a whole, as `from_pretrained` leaves it, goes into train mode: here and
+        not later, so that Lightning's summary of it is right.
+
         Raises InputError where labels would mean something else in the data than in the model.
         """
+        if stage == "fit" and not any(module.training for module in self.modules()):
+            self.train()
         names = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
         if names is None:
             return
@@ -408,11 +413,6 @@ class LitCSN(L.LightningModule):
                 f"the data has the model's classes in another order: label {label} is {names[label]!r} in the data "
                 f"and {self.classes[label]!r} in the model"
             )
-
-    def on_fit_start(self) -> None:
-        """Train mode, if all of the model is in eval mode, as `from_pretrained` leaves it."""
-        if not any(module.training for module in self.modules()):
-            self.train()
 
     def on_train_start(self) -> None:
         """From here on the weights are no longer those that were loaded."""
@@ -525,6 +525,8 @@ def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int
         check_count("num_classes", num_classes, least=2)
     if classes is None:
         return num_classes
+    if len(classes) < 2:
+        raise InputError(f"a classifier needs two classes or more, got {list(classes)}")
     if len(set(classes)) != len(classes):
         twice = next(name for name in classes if list(classes).count(name) > 1)
         raise InputError(f"every class needs a name of its own, {twice!r} is there twice")

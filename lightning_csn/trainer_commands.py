@@ -10,9 +10,9 @@ Imported by `cli` once one of these commands runs: importing Lightning takes sec
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 import os
-import pickle
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -32,8 +32,11 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_csn.callbacks import PeakMemory
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
+from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import PredictionWriter
+
+_log = logging.getLogger(__name__)
 
 TRAINER_DEFAULTS = {
     "default_root_dir": "runs",
@@ -41,6 +44,8 @@ TRAINER_DEFAULTS = {
     "log_every_n_steps": 10,  # its 50 are more than an epoch of a few hundred videos has
 }
 
+# The list file that a command cannot do without, unless it has a folder.
+LISTS = {"fit": "train_list", "validate": "val_list", "test": "test_list", "predict": "predict_list"}
 VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list")  # options of VideoDataModule that name some
 
 # Options of LitCSN that are facts about the weights: another value needs other weights.
@@ -123,19 +128,25 @@ class TrainerCommand(LightningCLI):
         purpose = "go on with this run" if self.command == "fit" else "the network of this run"
         parser.add_argument("--ckpt_path", type=str | None, help=f"A file that fit wrote (.ckpt): {purpose}.")
         if self.command == "fit":
-            parser.link_arguments("data.classes", "model.classes", apply_on="instantiate")
+            parser.link_arguments("data", "model.classes", self.classes_to_learn, apply_on="instantiate")
         if self.command == "predict":
             parser.add_argument("--output", type=str, default="predictions.csv", help="Where the answers are written.")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As LightningCLI, and once more without the defaults, to know what was given by hand."""
-        self.config = parser.parse_args(args)
-        self.given = parser.parse_args(args, defaults=False)
+        try:
+            self.config = parser.parse_args(args)
+            self.given = parser.parse_args(args, defaults=False)
+        except UnicodeDecodeError as error:
+            named = [token.removeprefix("--config=") for token in args if token.startswith("--config=")]
+            named += [file for flag, file in itertools.pairwise(args) if flag == "--config"]
+            where = " or ".join(named) or "one of the files given"
+            raise InputError(f"--config {where}: no file of options, which is text (YAML): {error}") from error
 
     def before_instantiate_classes(self) -> None:
         """Bring together what was given by hand and what the checkpoint holds."""
         if all(self.config.data[name] is None for name in VIDEOS):
-            raise InputError(f"{self.command} needs videos: --data.root FOLDER, or list files (--data.test_list FILE)")
+            raise self.lack_of_videos()
         if self.config.ckpt_path is None:
             if self.command != "fit" and self.config.model.pretrained is None:
                 raise InputError(
@@ -143,12 +154,12 @@ class TrainerCommand(LightningCLI):
                     "FOLDER ('lightning-csn checkpoints' lists the names)"
                 )
             return
+        checkpoint = read_checkpoint(self.config.ckpt_path)
         if "model.pretrained" in self.typed:
             raise InputError(
                 "--ckpt_path and --model.pretrained both bring weights; give one of them (--model.pretrained "
                 f"{self.config.ckpt_path} starts a new run from the weights of that file)"
             )
-        checkpoint = read_checkpoint(self.config.ckpt_path)
         self.folder = folder_of_run(checkpoint, str(self.config.trainer.default_root_dir))
         merged = merge_settings(
             checkpoint["hyper_parameters"],
@@ -161,6 +172,49 @@ class TrainerCommand(LightningCLI):
             self.config.model[name] = value
         if self.command == "fit" and self.config.data.classes is None:
             self.config.data.classes = merged["classes"]  # labels go on meaning what they meant
+
+    def lack_of_videos(self) -> InputError:
+        """The message for a command that was not told which videos."""
+        listed = f"a list file (--data.{LISTS[self.command]} FILE)"
+        return InputError(f"{self.command} needs videos: --data.root FOLDER, or {listed}")
+
+    def classes_to_learn(self, data: VideoDataModule) -> list[str]:
+        """The classes of the videos to train on; InputError where there are fewer than two, or not as many as typed."""
+        root, asked = self.config.data.root, self.config.model.num_classes
+        lists = [str(path) for name in VIDEOS[1:] if (path := self.config.data[name]) is not None]
+        if not data.samples:
+            if lists or not Path(root).expanduser().is_dir():
+                raise self.lack_of_videos()
+            raise InputError(
+                f"{root}: the videos lie in no class folder; put them into {Path(root)}/CLASS/VIDEO, or give list files"
+            )
+        where, kind = (", ".join(lists), "class") if lists else (root, "class folder")
+        if len(data.classes) == 1:
+            raise InputError(f"{where}: only one {kind} ({data.classes[0]}); a classifier needs two or more")
+        if self.config.ckpt_path is None and asked not in (None, data.num_classes):
+            raise InputError(
+                f"--model.num_classes {asked}: {where} has {data.num_classes} classes; leave num_classes out, the "
+                "videos decide"
+            )
+        return data.classes
+
+    def instantiate_classes(self) -> None:
+        """As LightningCLI; and say which network is trained where nobody chose one."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if not isinstance(error, InputError) and isinstance(error.__cause__, InputError):
+                raise error.__cause__ from None  # jsonargparse wraps what classes_to_learn raises
+            raise
+        chosen = (self.config.ckpt_path, self.config.model.pretrained, self.config.model.architecture)
+        if self.command == "fit" and chosen == (None, None, None):
+            network = self.model.network
+            parameters = sum(parameter.numel() for parameter in network.parameters())
+            _log.info(
+                "%s (%s parameters) is trained from scratch; --model.pretrained starts from weights",
+                network.architecture,
+                f"{parameters:,}",
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Training keeps its curves and its last and best checkpoint, unless given a logger or callbacks for that."""
@@ -202,8 +256,34 @@ class TrainerCommand(LightningCLI):
                 raise
             folder = shown(self.trainer.default_root_dir)
             raise InputError(f"--trainer.default_root_dir {folder}: the run cannot be written: {error}") from error
+        except SystemExit as stop:
+            if self.command == "fit" and isinstance(stop.__context__, KeyboardInterrupt):
+                self.report_interruption()
+            raise
         if self.command == "fit":
             self.report_checkpoints()
+        if self.command == "predict":
+            self.report_answers()
+
+    @rank_zero_only
+    def report_answers(self) -> None:
+        """Where the answers are."""
+        count = len(self.datamodule.predict_samples)
+        print(f"answers: {self.config.output} ({count} video{'s' * (count != 1)})")
+
+    @rank_zero_only
+    def report_interruption(self) -> None:
+        """Which checkpoint an interrupted run left, and the command that goes on with it."""
+        kept = next((one for one in self.trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)), None)
+        if kept is None or not kept.best_model_path:
+            print("interrupted before the first checkpoint: nothing was kept")
+            return
+        last = shown(kept.newest(self.trainer) or kept.best_model_path)
+        # Not trainer.log_dir, for which all processes wait for each other.
+        config = Path(getattr(self.trainer.logger, "log_dir", None) or self.trainer.default_root_dir, "config.yaml")
+        options = f"--config {shown(config)}" if config.is_file() else "..."
+        print(f"interrupted; last checkpoint: {last}")
+        print(f"to go on: lightning-csn fit {options} --ckpt_path {last}")
 
     @rank_zero_only
     def report_checkpoints(self) -> None:
@@ -216,7 +296,8 @@ class TrainerCommand(LightningCLI):
             last = kept[-1].newest(self.trainer) or kept[-1].best_model_path
             where = f" --data.root {self.config.data.root}" if self.config.data.root else " --data.test_list ..."
             print(f"last: {shown(last)}")
-            print(f"to test it: lightning-csn test --ckpt_path {shown(last)}{where}")
+            seen = " (these are the videos it was trained on)" if "all" in self.datamodule.samples else ""
+            print(f"to test it{seen}: lightning-csn test --ckpt_path {shown(last)}{where}")
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -266,9 +347,10 @@ def read_checkpoint(path: str) -> dict[str, Any]:
         raise InputError(f"--ckpt_path {path}: there is no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"--ckpt_path {path}: this is no Lightning checkpoint that can be read: {reason}") from error
+    except DAMAGED_PICKLE as error:
+        if isinstance(error, OSError) and error.strerror:  # such as a lack of permission
+            raise InputError(f"--ckpt_path {path}: it cannot be read: {error.strerror}") from error
+        raise InputError(f"--ckpt_path {path}: this is no Lightning checkpoint") from error
     if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= set(content):
         raise InputError(
             f"--ckpt_path {path}: this is no Lightning checkpoint (it has no hyper_parameters); weights alone are "

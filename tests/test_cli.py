@@ -7,8 +7,10 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they find, which must not be one test's
 import pytest
@@ -19,6 +21,7 @@ from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import create_network
+from lightning_csn.module import LitCSN
 
 CLASSES = ["clapping", "jumping", "waving"]
 CLIP = ClipSpec(
@@ -122,7 +125,10 @@ for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoint
         (["convert", "nope.pth", "out"], "nope.pth: no such file"),
         (["verify", "nope.pth"], "nope.pth: no such file"),
         (["make-motion", "m", "--train", "-1"], "train must be a whole number of 0 or more, got -1"),
-        (["fit"], "fit needs videos: --data.root FOLDER"),
+        (["fit"], "fit needs videos: --data.root FOLDER, or a list file (--data.train_list FILE)"),
+        (["test"], "test needs videos: --data.root FOLDER, or a list file (--data.test_list FILE)"),
+        (["classify", "."], "; for the videos in it: ./*"),
+        (["fit", "--data.root=.", "--model.pretrained=x", "--ckpt_path=no.ckpt"], "no.ckpt: there is no such file"),
         (["fit", "--data.root=nowhere", "--model.architecture=ircsn_tiny"], "nowhere: no such folder"),
         (["fit", "--data.rot=x"], "data.rot"),
         (["fit", "--data.root=.", "--model.lr=fast"], "model.lr"),
@@ -208,8 +214,26 @@ def test_convert_then_verify(tmp_path, capsys):
     assert json.loads((tmp_path / "out" / "config.json").read_text())["clip"]["frames"] == 32
     assert main(["verify", str(tmp_path / "out")]) == 0
     shown = capsys.readouterr().out
-    for part in ("good", "as published", "ipcsn_tiny, 7 outputs"):
+    for part in ("good", "as its config.json says", "ipcsn_tiny, 7 outputs"):
         assert part in shown
+
+
+@pytest.mark.parametrize(
+    ("sha256", "sha1", "said"),
+    [
+        ("ab", None, "ab, as published"),
+        ("cd", None, "ab, published: cd"),
+        (None, "ef", "ab, its SHA-1 is as published"),
+        (None, None, "ab, nobody published one to compare with"),
+    ],
+)
+def test_verify_says_what_the_hash_was_compared_with(sha256, sha1, said, monkeypatch, capsys):
+    file = {"path": Path("x"), "bytes": 1, "sha256": "ab", "published_sha256": sha256, "published_sha1": sha1}
+    network = {"architecture": "ircsn_tiny", "num_classes": 2, "parameters": 3, "finite": True, "logits": [0.0]}
+    found = checkpoints.Verification(source="x", **file, **network)
+    monkeypatch.setattr(checkpoints, "verify", lambda source: found)
+    main(["verify", "x"])
+    assert re.search(rf"sha256 +{said}$", capsys.readouterr().out, re.MULTILINE)
 
 
 def test_verify_fails_on_weights_that_are_not_finite(tmp_path, capsys):
@@ -296,7 +320,54 @@ def test_fit_without_validation_videos_keeps_the_last_checkpoint(video_folder, t
     root = f"--trainer.default_root_dir={tmp_path}"
     assert main(["fit", f"--data.root={video_folder}", *SMALL, *QUIET, *options, root]) == 0
     assert (tmp_path / "last.ckpt").is_file()
-    assert f"lightning-csn test --ckpt_path {tmp_path / 'last.ckpt'}" in capsys.readouterr().out
+    command = f"lightning-csn test --ckpt_path {tmp_path / 'last.ckpt'}"
+    assert f"to test it (these are the videos it was trained on): {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("videos", "options", "message"),
+    [
+        (["a.mp4"], [], "{0}: the videos lie in no class folder; put them into {0}/CLASS/VIDEO, or give list files"),
+        (["a.mp4"], ["--model.pretrained=ircsn_tiny_motion"], "{0}: the videos lie in no class folder"),
+        (["Diving/a.mp4"], [], "{0}: only one class folder (Diving); a classifier needs two or more"),
+        (["a/a.mp4", "b/b.mp4"], ["--model.num_classes=5"], "--model.num_classes 5: {0} has 2 classes; leave num_"),
+    ],
+)
+def test_fit_says_what_is_wrong_with_the_class_folders(videos, options, message, tmp_path, capsys):
+    for name in videos:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    assert main(["fit", f"--data.root={tmp_path}", *QUIET, *options]) == 2
+    assert f"error: {message.format(tmp_path)}" in capsys.readouterr().err
+
+
+def test_a_config_that_is_no_text_is_named(tmp_path, capsys):
+    garbage = tmp_path / "garbage.pth"
+    garbage.write_bytes(b"\x80\x02\xff")
+    for options in ([f"--config={garbage}"], ["--config", str(garbage)]):
+        assert main(["fit", *options]) == 2
+        assert f"--config {garbage}: no file of options, which is text (YAML)" in capsys.readouterr().err
+
+
+def test_an_interrupted_run_says_how_to_go_on(video_folder, tmp_path, monkeypatch, capsys):
+    def interrupt(self, batch, batch_idx):
+        if self.current_epoch == len(said):  # in the first epoch of the first run, the second of the second
+            raise KeyboardInterrupt
+        return step(self, batch, batch_idx)
+
+    step, handler = LitCSN.training_step, signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(LitCSN, "training_step", interrupt)
+    options = [f"--data.root={video_folder}", "--model.architecture=ircsn_tiny", *SMALL, "--data.batch_size=9", *QUIET]
+    last, said = tmp_path / "last.ckpt", []
+    for _ in range(2):
+        try:
+            assert main(["fit", *options, f"--trainer.default_root_dir={tmp_path}"]) == 130
+        finally:
+            signal.signal(signal.SIGINT, handler)  # Lightning has it ignored for good
+        said.append(capsys.readouterr().out)
+    assert "interrupted before the first checkpoint: nothing was kept\n" in said[0]
+    assert f"interrupted; last checkpoint: {last}\n" in said[1]
+    assert f"to go on: lightning-csn fit --config {tmp_path / 'config.yaml'} --ckpt_path {last}\n" in said[1]
 
 
 def test_fit_with_pretrained_weights_takes_their_clip_and_a_new_head(make_video, weights, tmp_path):
@@ -390,7 +461,7 @@ def test_lightning_advertises_nothing(trained, split_folder, caplog):
     assert "Tip:" not in caplog.text
 
 
-def test_predict_writes_a_line_per_video(trained, make_video, tmp_path):
+def test_predict_writes_a_line_per_video(trained, make_video, tmp_path, capsys):
     videos, out = tmp_path / "videos, unsorted", tmp_path / "answers" / "a.csv"
     for name in ("b/1.mp4", "a.mp4"):
         make_video(videos / name)
@@ -398,6 +469,7 @@ def test_predict_writes_a_line_per_video(trained, make_video, tmp_path):
     options = ["--data.num_workers=0", "--data.test_clips=1", "--data.test_crops=1", f"--output={out}"]
     checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
     assert main(["predict", f"--data.root={videos}", checkpoint, *options, *QUIET]) == 0
+    assert f"answers: {out} (3 videos)\n" in capsys.readouterr().out
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [str(videos / name) for name in ("a.mp4", "b/1.mp4", "c.mp4")]
@@ -439,6 +511,13 @@ def started(monkeypatch, argv):
     monkeypatch.setattr(TrainerCommand, "run_command", lambda command: seen.append(command))
     assert main([*argv, *QUIET]) == 0
     return seen[0]
+
+
+@pytest.mark.parametrize("option", ["--model.lr=0.1", "--model.architecture=ircsn_tiny"])
+def test_fit_says_which_network_it_trains_where_nobody_chose_one(option, split_folder, monkeypatch, capsys):
+    started(monkeypatch, ["fit", f"--data.root={split_folder}", option])
+    said = re.search(r"^ircsn_50 \([\d,]+ parameters\) is trained from scratch", capsys.readouterr().err, re.MULTILINE)
+    assert (said is not None) == ("architecture" not in option)
 
 
 def test_options_given_by_hand_win_over_the_checkpoint(trained, split_folder, tmp_path, monkeypatch):
@@ -512,11 +591,13 @@ def test_data_with_other_classes_than_the_weights_are_refused(weights, make_vide
 def test_a_file_that_is_no_lightning_checkpoint_is_refused(weights, split_folder, tmp_path, capsys):
     torch.save({"a": torch.zeros(1)}, tmp_path / "plain.pth")
     (tmp_path / "text.ckpt").write_text("no")
+    (tmp_path / "empty.ckpt").touch()
     torch.save({"hyper_parameters": {"hidden": 3}, "state_dict": {}}, tmp_path / "other.ckpt")
     for name, message in (
         (tmp_path / "plain.pth", "weights alone are loaded by --model.pretrained"),
         (tmp_path / "other.ckpt", "this is the checkpoint of another LightningModule"),
-        (tmp_path / "text.ckpt", "this is no Lightning checkpoint that can be read"),
+        (tmp_path / "text.ckpt", "text.ckpt: this is no Lightning checkpoint\n"),
+        (tmp_path / "empty.ckpt", "empty.ckpt: this is no Lightning checkpoint\n"),
     ):
         assert main(["test", f"--data.root={split_folder}", f"--ckpt_path={name}", *QUIET]) == 2
         assert message in capsys.readouterr().err

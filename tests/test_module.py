@@ -173,9 +173,14 @@ def test_a_model_from_pretrained_is_in_eval_mode_and_trains_in_train_mode(tmp_pa
     model = LitCSN.from_pretrained(tmp_path / "weights")
     assert not any(module.training for module in model.modules())
     modes = []
+
+    class Summary(L.Callback):  # Lightning's own comes as early
+        def on_fit_start(self, trainer, pl_module):
+            modes.append(all(module.training for module in pl_module.modules()))
+
     model.on_train_batch_start = lambda *_: modes.append(all(module.training for module in model.modules()))
-    make_trainer(fast_dev_run=True).fit(model, loader(TRAIN[0]))
-    assert modes == [True]
+    make_trainer(fast_dev_run=True, callbacks=[Summary()]).fit(model, loader(TRAIN[0]))
+    assert modes == [True, True]
 
 
 def test_parts_that_were_frozen_on_purpose_stay_in_eval_mode(make_trainer):
@@ -435,6 +440,8 @@ def test_a_test_may_have_fewer_classes_or_other_spellings(make_trainer):
     [
         ({"num_classes": 3}, "num_classes is 3, but classes has 4 names"),
         ({"classes": ["a", "b", "a"]}, "'a' is there twice"),
+        ({"classes": []}, r"a classifier needs two classes or more, got \[\]"),
+        ({"classes": ["a"]}, r"a classifier needs two classes or more, got \['a'\]"),
         ({"classes": None}, "how many classes"),
         ({"classes": None, "num_classes": 1}, "num_classes must be a whole number of 2 or more, got 1"),
         ({"schedule": "cosin"}, "schedule must be one of cosine, steps, constant, got 'cosin'"),
