@@ -387,7 +387,7 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
         return "no depthwise layers"
     dtype = getattr(torch, PRECISIONS[settings.precision])
     path = choose_way(way.backend, device.type, dtype, 5, (1, 3, 3, 3), (1, 1, 1))
-    return "fused" if path == "triton" and way.backend != "triton" else path
+    return "fused" if path == "triton" and way.backend == "fused" else path
 
 
 def depthwise_layers(architecture: str, clip: Sequence[int]) -> list[Layer]:

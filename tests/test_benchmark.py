@@ -253,6 +253,20 @@ def test_backends_are_those_of_the_networks():
     assert benchmark.BACKENDS == depthwise.BACKENDS
 
 
+@pytest.mark.parametrize("chosen", ["triton", "reference"])  # on a GPU, elsewhere
+def test_path_is_called_fused_only_where_blocks_are(chosen, monkeypatch):
+    monkeypatch.setattr(depthwise, "choose_way", lambda *_: chosen)
+    monkeypatch.setattr(benchmark, "depthwise_layers", lambda *_: [object()])
+    args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
+    args |= {"layout": "channels_last", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
+    settings = benchmark.Settings(kind="train", repeats=1, device="cpu", **args)
+    paths = [
+        benchmark.path_of(benchmark.Way("ours", backend, "channels_last"), settings, torch.device("cpu"))
+        for backend in ("auto", "triton", "fused")
+    ]
+    assert paths == [chosen, chosen, "fused" if chosen == "triton" else chosen]
+
+
 def test_everything_but_the_kernels_works_without_triton():
     script = f"""
 import sys
