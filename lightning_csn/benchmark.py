@@ -216,6 +216,10 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         )
     if not set(args.checkpointing) <= {1, 2, 3, 4}:
         raise InputError(f"--checkpointing takes stages 1 to 4, got {' '.join(map(str, args.checkpointing))}")
+    if (args.layers or args.tune) and (args.compile or args.cuda_graphs or args.checkpointing):
+        raise InputError(
+            "--layers and --tune run single layers, and take neither --compile nor --cuda-graphs nor --checkpointing"
+        )
     if (args.layers or args.tune) and not depthwise_layers(args.architecture, args.clip):
         raise InputError(f"{args.architecture} has no depthwise layers; the ircsn and ipcsn networks do")
     settings = Settings(

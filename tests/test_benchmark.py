@@ -231,6 +231,8 @@ def test_tune_without_triton_is_refused(capsys, monkeypatch):
         (["--device=meta"], "--device meta: only cpu and cuda are measured"),
         (["--checkpointing", "0", "2"], "--checkpointing takes stages 1 to 4, got 0 2"),
         (["--layers", "--architecture=resnet3d_tiny"], "resnet3d_tiny has no depthwise layers"),
+        (["--layers", "--compile"], "--layers and --tune run single layers"),
+        (["--tune", "--checkpointing", "1"], "--layers and --tune run single layers"),
         (["--clip=8x112"], "frames x height x width is needed, such as 32x224x224, got '8x112'"),
         (["--clip=0x32x32"], "frames x height x width"),
         (["--batch=0"], "1 or more"),
