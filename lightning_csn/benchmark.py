@@ -10,6 +10,7 @@ the floor that roofline.py counts. Speeds are medians; ratios are within one run
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 import statistics
 import sys
@@ -34,6 +35,7 @@ LAYOUTS = ("contiguous", "channels_last")
 BACKENDS = ("auto", "reference", "taps", "triton", "fused")  # of depthwise.py, which imports torch
 MODES = ("default", "reduce-overhead", "max-autotune")
 NUM_CLASSES = 400
+MOST_ELEMENTS = 10**12  # of a batch; more fits nowhere
 WARM_UP = 3  # steps before anything is timed: buffers of the optimiser, choice of algorithms
 BACKWARD = 2  # the way back costs about twice the forward pass, in bytes and in operations
 
@@ -214,6 +216,8 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
             "--cuda-graphs records eager steps in bf16 or fp32 (the loss scaling of fp16 waits for the GPU); "
             "with torch.compile: --compile reduce-overhead"
         )
+    if 3 * math.prod(args.clip) * args.batch > MOST_ELEMENTS:
+        raise InputError(f"--clip and --batch: {args.batch} such clips have more than {MOST_ELEMENTS:,} values")
     if not set(args.checkpointing) <= {1, 2, 3, 4}:
         raise InputError(f"--checkpointing takes stages 1 to 4, got {' '.join(map(str, args.checkpointing))}")
     if (args.layers or args.tune) and (args.compile or args.cuda_graphs or args.checkpointing):
@@ -245,7 +249,7 @@ def run_benchmark(args: Namespace) -> int:
     from lightning_csn.cli import DONE, note, print_json
 
     settings, device = check(args)
-    with plain_arithmetic(device):
+    with plain_arithmetic(device), memory_as_input_error():
         if args.tune:
             result = tune(settings, device, tell=note)
         elif args.find_batch:
@@ -259,6 +263,24 @@ def run_benchmark(args: Namespace) -> int:
     else:
         print(as_text(result))
     return DONE
+
+
+@contextmanager
+def memory_as_input_error() -> Iterator[None]:
+    """Where nothing can be told without the memory that is not there, it is the options' fault."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        raise InputError(f"out of memory: {str(error).splitlines()[0]}") from error
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough; torch has a type of its own for that on GPUs alone."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 # ---------------------------------------------------------------- the machine
@@ -472,15 +494,16 @@ def recorded(step: Callable[[], Tensor], device: torch.device) -> Callable[[], T
 @contextmanager
 def expected_failures(measured: Measured) -> Iterator[None]:
     """Not enough memory, or no compiler: the way is left out, with the reason."""
-    import torch
     from torch._dynamo.exc import BackendCompilerFailed
 
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        measured.error = f"out of memory: {str(error).splitlines()[0]}"
     except BackendCompilerFailed as error:
         measured.error = f"torch.compile failed: {str(error).splitlines()[0]}"
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        measured.error = f"out of memory: {str(error).splitlines()[0]}"
 
 
 def start(way: Way, settings: Settings, device: torch.device) -> tuple[Measured, Callable[[], Tensor] | None]:

@@ -233,6 +233,8 @@ def test_tune_without_triton_is_refused(capsys, monkeypatch):
         (["--layers", "--architecture=resnet3d_tiny"], "resnet3d_tiny has no depthwise layers"),
         (["--layers", "--compile"], "--layers and --tune run single layers"),
         (["--tune", "--checkpointing", "1"], "--layers and --tune run single layers"),
+        (["--clip=100000x100000x100000"], "2 such clips have more than 1,000,000,000,000 values"),
+        (["--batch=999999999999999999999"], "such clips have more than"),
         (["--clip=8x112"], "frames x height x width is needed, such as 32x224x224, got '8x112'"),
         (["--clip=0x32x32"], "frames x height x width"),
         (["--batch=0"], "1 or more"),
@@ -242,6 +244,20 @@ def test_tune_without_triton_is_refused(capsys, monkeypatch):
 def test_what_cannot_be_measured_is_refused_with_the_reason(options, words, capsys):
     assert main(["benchmark", "train", *TINY, *options]) == 2
     assert words in capsys.readouterr().err
+
+
+def cannot_allocate(*_, **__):
+    raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory\nmore")
+
+
+def test_too_little_memory_is_a_reason_on_a_cpu_too(capsys, monkeypatch):
+    monkeypatch.setattr(benchmark, "make_step", cannot_allocate)
+    result = run_json(capsys, "train", "--against")
+    assert result["ways"][0]["error"].startswith("out of memory: [enforce fail")
+    assert "ms_per_step" not in result["ways"][0]
+    monkeypatch.setattr(benchmark, "layer_tensors", cannot_allocate)
+    assert main(["benchmark", "train", *TINY, "--layers"]) == 2
+    assert "out of memory: [enforce fail" in capsys.readouterr().err
 
 
 def test_options_of_training_are_not_those_of_inference(capsys):
