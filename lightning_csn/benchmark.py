@@ -336,8 +336,10 @@ def measure_rates(settings: Settings, device: torch.device, *, copied: int, side
     dtype = getattr(torch, PRECISIONS[settings.precision])
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
+    target.copy_(source)  # pages are mapped and libraries loaded before anything is timed
     copy = [seconds_of(lambda: target.copy_(source), device, 3) for _ in range(settings.repeats)]
     left, right = torch.randn(2, side, side, device=device).to(dtype).unbind()
+    left @ right
     product = [seconds_of(lambda: left @ right, device, 3) for _ in range(settings.repeats)]
     return {
         "copy_bytes_per_second": 2 * copied / statistics.median(copy),
@@ -367,7 +369,7 @@ def seconds_of(function: Callable[[], Any], device: torch.device, steps: int) ->
 
 
 def kernel_seconds(function: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Median of the seconds a short function takes on the device, with cold caches.
+    """Median of the seconds that a short function takes on the device.
 
     On a GPU, 1 GiB is overwritten before each call: nothing is found in caches, and the call is enqueued while the GPU
     is still busy, so that Python's time does not count.
