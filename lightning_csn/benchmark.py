@@ -736,6 +736,7 @@ def find_batches(settings: Settings, device: torch.device, *, against: Sequence[
     for way in ways_of(settings, against):
 
         def fits(batch: int, way: Way = way) -> bool:
+            torch.compiler.reset()  # after a few shapes torch.compile gives up and runs eagerly
             measured, step = start(way, replace(settings, batch=batch), device)
             done = step is not None
             del step
