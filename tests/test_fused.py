@@ -298,3 +298,16 @@ def test_every_bottleneck_of_a_csn_can_run_fused():
         blocks = [block for block in network.modules() if isinstance(block, Bottleneck)]
         assert len(blocks) == sum(ARCHITECTURES[name].blocks)
         assert [fused.unfusable(block, x) for block in blocks] == [None] * len(blocks)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_nan_of_the_input_is_not_lost_in_a_relu(training):
+    block = make_block().train(training)
+    x = torch.randn(2, 8, 3, 3, 2, dtype=torch.float64, device=DEVICE)
+    x[0, 0, 0, 0, 0] = math.nan
+    found = []
+    for way in ("reference", "fused"):
+        with torch.set_grad_enabled(training), depthwise_backend(way):
+            found.append(copy.deepcopy(block)(x).isnan())
+    assert found[0].any()
+    assert torch.equal(*found)

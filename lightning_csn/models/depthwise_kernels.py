@@ -62,7 +62,7 @@ def load_line(
         if NORM > 0:
             value = tl.fma(value, scale, shift)
             if NORM == 2:
-                value = tl.maximum(value, 0.0)
+                value = tl.maximum(value, 0.0, tl.PropagateNan.ALL)  # a lost NaN would hide a diverged run
             value = tl.where(inside, value, 0.0)
         line = line + (value,)
     return line
@@ -235,7 +235,7 @@ def convolve(
         for n in tl.static_range(N):
             value = done[n]
             if AFTER == 2:
-                value = tl.maximum(tl.fma(value, after_scale, after_shift), 0.0)
+                value = tl.maximum(tl.fma(value, after_scale, after_shift), 0.0, tl.PropagateNan.ALL)
             stored = value.to(out_ptr.dtype.element_ty)
             here = store_ok
             if not EXACT:

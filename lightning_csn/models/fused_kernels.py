@@ -125,7 +125,7 @@ def apply(
             other = tl.fma(other, scale, load_row(other_norm_ptr, 4, C, channel, channel_ok))
         value += other
     if RELU:
-        value = tl.maximum(value, 0.0)
+        value = tl.maximum(value, 0.0, tl.PropagateNan.ALL)  # as PyTorch's: a lost NaN would hide a diverged run
     tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=ok)
 
 
@@ -134,7 +134,7 @@ def through_relu(grad, y, norm_ptr, C, channel, channel_ok, RELU: tl.constexpr):
     """The gradient before the ReLU of norm(y), which is computed again."""
     if RELU:
         scale = load_row(norm_ptr, 3, C, channel, channel_ok)
-        grad = tl.where(tl.fma(y, scale, load_row(norm_ptr, 4, C, channel, channel_ok)) > 0, grad, 0.0)
+        grad = tl.where(tl.fma(y, scale, load_row(norm_ptr, 4, C, channel, channel_ok)) <= 0, 0.0, grad)  # NaN passes
     return grad
 
 
@@ -168,7 +168,7 @@ def gradient_sums(
         grad = tl.load(grad_ptr + place, mask=ok, other=0.0).to(ACC)
         y = tl.load(y_ptr + place, mask=ok, other=0.0).to(ACC)
         if RELU == 2:
-            grad = tl.where(tl.load(out_ptr + place, mask=ok, other=0.0).to(ACC) > 0, grad, 0.0)
+            grad = tl.where(tl.load(out_ptr + place, mask=ok, other=0.0).to(ACC) <= 0, 0.0, grad)
             tl.store(masked_ptr + place, grad.to(masked_ptr.dtype.element_ty), mask=ok)
         grad = through_relu(grad, y, norm_ptr, C, channel, channel_ok, RELU == 1)
         plain += grad
