@@ -234,6 +234,8 @@ def test_dense_networks_and_the_backend_of_kernels_alone_run_plain(fused_runs):
     ("change", "words"),
     [
         (lambda block: block.expand.conv.register_forward_hook(lambda *_: None), "hooks"),
+        (lambda block: block.expand.conv.register_full_backward_pre_hook(lambda *_: None), "hooks"),
+        (lambda block: setattr(block.expand.conv, "bias", nn.Parameter(block.expand.norm.bias.detach() + 1)), "a bias"),
         (lambda block: setattr(block.reduce, "norm", nn.SyncBatchNorm(2).double()), "a layer is a SyncBatchNorm"),
         (lambda block: setattr(block, "drop_path", nn.Dropout(0.0)), "drop_path"),
     ],

@@ -438,8 +438,10 @@ def unfusable(block: Any, x: Tensor) -> str | None:
         for layer in (module, *module.children()):
             if type(layer) not in LAYERS:
                 return f"a layer is a {type(layer).__name__}"
-            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+            if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
                 return "a layer inside of a block has hooks"
+            if isinstance(layer, nn.Conv3d) and layer.bias is not None:
+                return "a convolution has a bias"
             if isinstance(layer, nn.BatchNorm3d) and layer.weight is None:
                 return "a BatchNorm has no weight"
     autocast = depthwise.autocast_dtype(x)
