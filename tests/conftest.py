@@ -18,6 +18,7 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # for the kernels; Triton reads it when it is first imported
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # the default; unset, Triton 3.9 warns, an error here
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch.use_deterministic_algorithms asks for
 
 ROWS, COLUMNS = 2, 4  # of the grid: eight cells, numbers 0 to 255
