@@ -172,6 +172,30 @@ def test_places_beyond_32_bits_are_found():
         assert_close(depthwise_conv3d(x, weight), reference(x.to(F64), weight.to(F64)), 27)
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_results_beyond_32_bits_are_written_where_they_belong(stride):
+    step, strides = 2**30 + 64, (stride,) * 3
+    if DEVICE == "cpu":
+        torch.use_deterministic_algorithms(False)
+
+    def far(shape):
+        places = torch.empty(2 * step + math.prod(shape[1:]), dtype=F16, device=DEVICE)
+        _, c, _, h, w = shape
+        return places.as_strided(shape, (step, 1, h * w * c, w * c, c))
+
+    x, weight = make((3, 3, 3, 2, 2), F16, last=True)
+    wanted = reference(x.to(F64), weight.to(F64), stride)
+    grad = torch.randn_like(wanted).to(F16)
+    (wanted_x,) = torch.autograd.grad(wanted, x, grad.to(F64))
+    out = far(wanted.shape)
+    launch.convolve(x.detach(), weight.detach(), out, strides)
+    assert_close(out, wanted.detach(), 27)
+    del out
+    of_x = far(x.shape)
+    launch.input_gradient(grad, weight.detach(), of_x, strides)
+    assert_close(of_x, wanted_x.to(F64), 27)
+
+
 def test_an_empty_batch_passes():
     x, weight = make((0, 3, 2, 4, 4))
     with depthwise_backend("triton"):
