@@ -226,6 +226,12 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         )
     if (args.layers or args.tune) and not depthwise_layers(args.architecture, args.clip):
         raise InputError(f"{args.architecture} has no depthwise layers; the ircsn and ipcsn networks do")
+    if args.kind == "train" and not (args.layers or args.tune):
+        from lightning_csn.models import roofline
+
+        places = min(math.prod(layer.sizes) for layer in roofline.layers(args.architecture, args.clip))
+        if places * (1 if args.find_batch else args.batch) < 2:
+            raise InputError("--clip and --batch: BatchNorm needs more than one value per channel; take a larger clip")
     settings = Settings(
         kind=args.kind,
         architecture=args.architecture,

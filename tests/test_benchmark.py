@@ -235,6 +235,7 @@ def test_tune_without_triton_is_refused(capsys, monkeypatch):
         (["--tune", "--checkpointing", "1"], "--layers and --tune run single layers"),
         (["--clip=100000x100000x100000"], "2 such clips have more than 1,000,000,000,000 values"),
         (["--batch=999999999999999999999"], "such clips have more than"),
+        (["--batch=1"], "BatchNorm needs more than one value per channel"),
         (["--clip=8x112"], "frames x height x width is needed, such as 32x224x224, got '8x112'"),
         (["--clip=0x32x32"], "frames x height x width"),
         (["--batch=0"], "1 or more"),
