@@ -47,9 +47,9 @@ def tested(output: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description="From videos to a tested network, in a few minutes on a CPU.")
     parser.add_argument("folder", nargs="?", type=Path, default=Path("demo"))
-    parser.add_argument("--train", type=int, default=40, help="training videos per class; default 40")
+    parser.add_argument("--train", type=int, default=120, help="training videos per class; default 120")
     parser.add_argument("--test", type=int, default=25, help="test videos per class; default 25")
-    parser.add_argument("--epochs", type=int, default=6, help="default 6")
+    parser.add_argument("--epochs", type=int, default=10, help="default 10")
     options = parser.parse_args()
     folder = options.folder
     config = Path(__file__).with_name("finetune_motion.yaml")
