@@ -466,3 +466,11 @@ def test_the_check_before_first_use_passes_good_kernels_and_stops_bad_ones(monke
     monkeypatch.setattr(launch, "weight_gradient", lambda grad, x, stride: good(grad, x, stride) * 1.001)
     with pytest.raises(RuntimeError, match=r"weight gradient is off by 1\.0e-03 .* LIGHTNING_CSN_DEPTHWISE=reference"):
         check(device, torch.float32)
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 3, 5, 6), (2, 4, 3, 5, 0)])
+def test_nothing_in_gives_nothing_out(shape):
+    x, weight = torch.empty(shape), torch.randn(4, 1, 3, 3, 3)
+    with depthwise_backend("triton"):
+        out = depthwise_conv3d(x, weight)
+    assert out.shape == shape

@@ -203,8 +203,11 @@ def _triple(stride: int | Sequence[int]) -> tuple[int, int, int]:
 def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
     """Hold the kernels against their definition on a device, once in a process, before their first result is used.
 
-    They were written where no GPU was at hand, so each machine sees for itself. Raises RuntimeError where they differ.
+    They were written where no GPU was at hand, so each machine sees for itself. Raises RuntimeError where they differ,
+    and where the first use is inside the capture of a CUDA graph, in which nothing can be compared.
     """
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("the first use of the depthwise kernels is in a CUDA graph: run one step before the capture")
     from lightning_csn.models import launch
 
     generator = torch.Generator().manual_seed(0)

@@ -57,7 +57,7 @@ class Problem:
     @property
     def lanes(self) -> int:
         """Lanes of a tile: a power of two, at most 64."""
-        return min(64, triton.next_power_of_2(self.C if self.channels_last else self.W))
+        return min(64, triton.next_power_of_2(max(1, self.C if self.channels_last else self.W)))
 
     def rows(self, tile: Tile) -> int:
         """Rows of all tiles together."""
@@ -108,7 +108,9 @@ def candidate_tiles(problem: Problem, multiprocessors: int) -> Iterator[Tile]:
 
 def tile_for(problem: Problem, device: torch.device) -> Tile:
     """The tile that `tune` found on this kind of GPU, or else the default one: the first step never measures."""
-    return measured_tiles(cache_path()).get(cache_key(problem, device)) or default_tile(problem, processors(device))
+    measured = measured_tiles(cache_path())
+    found = measured.get(cache_key(problem, device)) if measured else None
+    return found or default_tile(problem, processors(device))
 
 
 @cache
@@ -299,6 +301,8 @@ def weight_gradient(
 
 def tiles(tensor: Tensor, *, reduce: bool = False) -> tuple[tuple[int, int], dict[str, int]]:
     """The grid and the sizes of a launch over a tensor; to `reduce`, a program goes through several tiles."""
+    if not tensor.is_contiguous(memory_format=torch.channels_last_3d):
+        raise ValueError(f"channels_last_3d expected, got sizes {tuple(tensor.shape)} and strides {tensor.stride()}")
     channels = tensor.shape[1]
     places = tensor.numel() // channels
     lanes = min(128, triton.next_power_of_2(channels))
