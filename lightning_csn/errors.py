@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,10 +15,11 @@ class InputError(ValueError):
     """
 
 
-def check_count(option: str, value: Any, least: int = 1) -> None:
-    """Raise InputError unless `value` is a whole number of `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+def check_count(option: str, value: Any, least: int = 1) -> int:
+    """`value`, NumPy's too, as an int; InputError unless it is a whole number of `least` or more."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise InputError(f"{option} must be a whole number of {least} or more, got {value!r}")
+    return int(value)
 
 
 def check_number(option: str, value: Any, least: float, most: float = math.inf) -> None:

@@ -34,7 +34,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_count
 from lightning_csn.models.depthwise import DepthwiseConv3d
 from lightning_csn.models.fused import bottleneck, runs_fused
 
@@ -401,14 +401,7 @@ def check_pooling(pooling: str | Sequence[int]) -> str | list[int]:
     raise InputError(f"head_pooling must be 'global' or three sizes (T, H, W) such as [4, 7, 7], got {pooling!r}")
 
 
-def check_count(option: str, value: object, *, least: int) -> int:
-    """A whole number that is not below `least`."""
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
-        raise InputError(f"{option} must be a whole number, {least} or more, got {value!r}")
-    return int(value)
-
-
-def check_number(option: str, value: object, fits: Callable[[float], bool], wanted: str) -> float:
+def check_fits(option: str, value: object, fits: Callable[[float], bool], wanted: str) -> float:
     """A number that `fits`; `wanted` says in words which ones do."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool) or not fits(float(value)):
         raise InputError(f"{option} must be {wanted}, got {value!r}")
@@ -485,7 +478,7 @@ def create_network(
     if head_average not in ("logits", "probabilities"):
         raise InputError(f"head_average must be 'logits' or 'probabilities', got {head_average!r}")
     for option, share in (("dropout", dropout), ("drop_path", drop_path)):
-        check_number(option, share, lambda rate: 0 <= rate < 1, "0 or more and below 1")
+        check_fits(option, share, lambda rate: 0 <= rate < 1, "0 or more and below 1")
     for option, switch in (("zero_init_last", zero_init_last), ("stem_pool", stem_pool)):
         if not isinstance(switch, bool):
             raise InputError(f"{option} must be true or false, got {switch!r}")
@@ -495,8 +488,8 @@ def create_network(
         num_classes=num_classes,
         in_channels=check_count("in_channels", in_channels, least=1),
         groups=None if groups is None else check_count("groups", groups, least=1),
-        norm_eps=check_number("norm_eps", norm_eps, lambda eps: 0 < eps < math.inf, "a number above 0"),
-        norm_momentum=check_number("norm_momentum", norm_momentum, lambda share: 0 <= share <= 1, "from 0 to 1"),
+        norm_eps=check_fits("norm_eps", norm_eps, lambda eps: 0 < eps < math.inf, "a number above 0"),
+        norm_momentum=check_fits("norm_momentum", norm_momentum, lambda share: 0 <= share <= 1, "from 0 to 1"),
         dropout=dropout,
         drop_path=drop_path,
         zero_init_last=zero_init_last,
