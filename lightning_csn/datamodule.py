@@ -18,9 +18,10 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.annotations import Sample, find_samples, list_videos, place_paths, read_list
+from lightning_csn.data.annotations import find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.dataset import Item, VideoDataset, collate
 from lightning_csn.data.motion import usable_processors
+from lightning_csn.data.samples import Sample
 from lightning_csn.data.transforms import CROPS, SCALE
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 
@@ -366,7 +367,7 @@ def mirror_map(pairs: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[i
     return mirrored
 
 
-def count_text(counts: Counter[int], classes: Sequence[str]) -> str:
+def count_text(counts: Counter[Any], classes: Sequence[str]) -> str:
     """How many videos of each class, one by one where the classes are few.
 
     >>> count_text(Counter([0, 0, 1]), ["run", "walk", "jump"])

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_csn.data.annotations import Line, Sample, find_samples, list_videos, parse_line, read_list
+from lightning_csn.data.annotations import Line, find_samples, list_videos, parse_line, read_list
+from lightning_csn.data.samples import Sample
 from lightning_csn.errors import InputError
 
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.annotations import Sample
 from lightning_csn.data.dataset import VideoDataset, collate, decoded_size
+from lightning_csn.data.samples import Sample
 from lightning_csn.data.video import Video, VideoInfo
 
 CLIP = ClipSpec(

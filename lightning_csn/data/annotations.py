@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_csn.data.samples import Sample
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -24,14 +25,6 @@ _SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "
 _AFTER_ENDING = re.compile(rf"(?P<path>.+\.(?:{_ENDINGS}))\"?(?P<between>\s*[,\t]\s*|\s+)(?P<label>.+)", re.IGNORECASE)
 _AT_LAST_COMMA_OR_TAB = re.compile(r"(?P<path>.+?)(?P<between>\s*[,\t]\s*)(?P<label>[^,\t]+)")
 _AT_LAST_SPACE = re.compile(r"(?P<path>.+?)(?P<between>\s+)(?P<label>\S+)")
-
-
-class Sample(NamedTuple):
-    """One video of a split: where it is, the number of its class (-1 unknown), and its own number in the split."""
-
-    path: str
-    label: int
-    video: int
 
 
 def find_samples(

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.annotations import Sample
+from lightning_csn.data.samples import Sample
 from lightning_csn.data.sampling import random_clip, resample, spread_clips
 from lightning_csn.data.transforms import SCALE, TrainTransform, short_side_size, views
 from lightning_csn.data.video import Video, VideoError, VideoInfo
@@ -67,7 +67,8 @@ class VideoDataset(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> Item:
-        path, label, number = self.samples[index]
+        path, label, number, _ = self.samples[index]
+        assert isinstance(label, int)
         try:
             with Video(path) as video:
                 numbers = resample(video.info.num_frames, video.info.fps, self.clip.fps)
