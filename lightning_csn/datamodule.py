@@ -253,7 +253,8 @@ class VideoDataModule(L.LightningDataModule):
         only_file = self._root is not None and os.path.isfile(self._root)
         if not self._lists and (only_file or self._predict_list is not None):
             return {}, list(classes or [])
-        return find_samples(self._root, lists=self._lists, classes=classes)
+        found = find_samples(self._root, lists=self._lists, classes=classes)
+        return found.samples, found.classes
 
     def _complete_clip(self, model: ClipSpec | None) -> ClipSpec:
         """The model's clip, or the given one without a model; InputError where they differ or one is not whole."""

@@ -21,7 +21,7 @@ def touch(root: Path, *names: str) -> Path:
 
 
 def named(samples: list[Sample], root: Path) -> list[tuple[str, int, int]]:
-    return [(Path(path).relative_to(root).as_posix(), label, video) for path, label, video in samples]
+    return [(Path(path).relative_to(root).as_posix(), label, video) for path, label, video, _ in samples]
 
 
 def test_a_folder_per_class(tmp_path):
@@ -35,7 +35,7 @@ def test_a_folder_per_class(tmp_path):
         ".x/d.mp4",
         "run/.x/e.mp4",
     )
-    samples, classes = find_samples(tmp_path)
+    samples, classes, *_ = find_samples(tmp_path)
     assert classes == ["jump", "run"]
     assert list(samples) == ["all"]
     assert named(samples["all"], tmp_path) == [("jump/c.mkv", 0, 0), ("run/b.MP4", 1, 1), ("run/deep/a.avi", 1, 2)]
@@ -44,7 +44,7 @@ def test_a_folder_per_class(tmp_path):
 @pytest.mark.parametrize("validation", ["val", "validation"])
 def test_splits_above_the_classes(tmp_path, validation):
     touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", f"{validation}/run/c.mp4", "test/walk/d.mp4", "about.txt")
-    samples, classes = find_samples(tmp_path)
+    samples, classes, *_ = find_samples(tmp_path)
     assert classes == ["jump", "run", "walk"]  # of all splits, so that each has the same numbers
     assert list(samples) == ["train", "val", "test"]
     assert named(samples["test"], tmp_path) == [("test/walk/d.mp4", 2, 0)]
@@ -52,12 +52,12 @@ def test_splits_above_the_classes(tmp_path, validation):
 
 def test_a_split_that_is_not_there_is_not_in_the_result(tmp_path):
     touch(tmp_path, "train/run/a.mp4", "test/run/c.mp4")
-    assert list(find_samples(tmp_path)[0]) == ["train", "test"]
+    assert list(find_samples(tmp_path).samples) == ["train", "test"]
 
 
 def test_a_class_may_be_called_like_a_split(tmp_path):
     touch(tmp_path, "train/a.mp4", "bus/b.mp4")  # vehicles
-    samples, classes = find_samples(tmp_path)
+    samples, classes, *_ = find_samples(tmp_path)
     assert classes == ["bus", "train"]
     assert list(samples) == ["all"]
 
@@ -72,12 +72,12 @@ def test_videos_left_out_and_empty_folders_are_said(tmp_path, caplog):
     touch(tmp_path, "train/run/a.mp4", "train/empty/a.txt", "train/loose.mp4", "extra/run/b.mp4")
     # a video beside the class folders makes train a class itself
     with caplog.at_level(logging.WARNING):
-        assert find_samples(tmp_path)[1] == ["extra", "train"]
+        assert find_samples(tmp_path).classes == ["extra", "train"]
     (tmp_path / "train/loose.mp4").unlink()
     touch(tmp_path, "val/run/c.mp4")
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        assert find_samples(tmp_path)[1] == ["run"]
+        assert find_samples(tmp_path).classes == ["run"]
     assert "the videos in extra/ are left out, for they are in none of train/, val/" in caplog.text
     assert "no videos in empty" in caplog.text
     touch(tmp_path / "flat", "run/a.mp4", "loose.mp4")
@@ -87,7 +87,7 @@ def test_videos_left_out_and_empty_folders_are_said(tmp_path, caplog):
 
 def test_given_classes_fix_the_order(tmp_path):
     touch(tmp_path, "run/a.mp4", "jump/b.mp4")
-    samples, classes = find_samples(tmp_path, classes=["walk", "run", "jump"])
+    samples, classes, *_ = find_samples(tmp_path, classes=["walk", "run", "jump"])
     assert classes == ["walk", "run", "jump"]
     assert named(samples["all"], tmp_path) == [("jump/b.mp4", 2, 0), ("run/a.mp4", 1, 1)]
     with pytest.raises(InputError, match="folder 'jump' is none of the 2 classes; nearest: 'jumping'"):
@@ -109,7 +109,7 @@ def test_videos_without_classes_have_no_split_and_can_be_listed(tmp_path):
     assert [Path(path).name for path in list_videos(tmp_path)] == ["a.webm", "b.mp4", "d.mp4"]
     assert list_videos(tmp_path / "b.mp4") == [str(tmp_path / "b.mp4")]
     (tmp_path / "more/d.mp4").unlink()
-    assert find_samples(tmp_path) == ({}, [])
+    assert find_samples(tmp_path)[:2] == ({}, [])
     with pytest.raises(InputError, match="no such file or folder"):
         list_videos(tmp_path / "f.mp4")
 
@@ -157,7 +157,7 @@ def test_lists_with_names(tmp_path):
     (tmp_path / "train.txt").write_text("\ufeff# a remark\n\nb.mp4 run\na.mp4 jump\n", encoding="utf-8")
     (tmp_path / "val.csv").write_text(f"{tmp_path}/videos/a.mp4,walk\r\n")
     lists = {"train": tmp_path / "train.txt", "val": tmp_path / "val.csv"}
-    samples, classes = find_samples(tmp_path / "videos", lists=lists)
+    samples, classes, *_ = find_samples(tmp_path / "videos", lists=lists)
     assert classes == ["jump", "run", "walk"]
     assert named(samples["train"], tmp_path) == [("videos/b.mp4", 1, 0), ("videos/a.mp4", 0, 1)]
     assert named(samples["val"], tmp_path) == [("videos/a.mp4", 2, 0)]
@@ -167,10 +167,10 @@ def test_lists_with_names(tmp_path):
 def test_lists_with_numbers(tmp_path):
     touch(tmp_path, "a.mp4", "b.mp4")
     (tmp_path / "train.txt").write_text("a.mp4 11\nb.mp4 02\n")
-    samples, classes = find_samples(lists={"train": tmp_path / "train.txt"})  # relative to the list's own folder
+    samples, classes, *_ = find_samples(lists={"train": tmp_path / "train.txt"})  # relative to the list's own folder
     assert classes == [str(number) for number in range(12)]
     assert [sample.label for sample in samples["train"]] == [11, 2]
-    samples, classes = find_samples(lists={"train": tmp_path / "train.txt"}, classes=list("abcdefghijkl"))
+    samples, classes, *_ = find_samples(lists={"train": tmp_path / "train.txt"}, classes=list("abcdefghijkl"))
     assert classes[11] == "l"
     assert [sample.label for sample in samples["train"]] == [11, 2]
 
@@ -178,7 +178,7 @@ def test_lists_with_numbers(tmp_path):
 def test_classes_that_are_called_like_numbers_go_by_name(tmp_path):
     touch(tmp_path, "a.mp4")
     (tmp_path / "train.txt").write_text("a.mp4 1\n")
-    samples, _ = find_samples(lists={"train": tmp_path / "train.txt"}, classes=["1", "0"])
+    samples, *_ = find_samples(lists={"train": tmp_path / "train.txt"}, classes=["1", "0"])
     assert samples["train"][0].label == 0
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_csn.data.samples import Sample
+from lightning_csn.data.samples import Collection, Sample
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -31,9 +31,11 @@ def find_samples(
     root: str | os.PathLike[str] | None = None,
     *,
     lists: Mapping[str, str | os.PathLike[str]] | None = None,
-    classes: Sequence[str] | None = None,
-) -> tuple[dict[str, list[Sample]], list[str]]:
-    """The samples of each split and the names of the classes.
+    classes: Sequence[str] | str | os.PathLike[str] | None = None,
+    layout: str | None = None,
+    fold: int = 1,
+) -> Collection:
+    """The samples of each split, the names of the classes, and how they were found.
 
     root: a folder per class, or train, val (or validation) and test with a folder per class in each. Without such
         splits all videos are in one split that is called "all". A class is a folder that holds videos, however deep.
@@ -41,12 +43,17 @@ def find_samples(
         at (without it, the folder of the list file).
     classes: the names in their order, when weights have fixed it; a label that is none of them is an error. Without
         it the classes are those found, sorted by name; numbers in list files are named "0" to the largest.
+        A path is that of a file with a name in each line.
+    layout: the name of a layout; None to find out which one it is.
+    fold: which of the official splits, where a layout has several: 1 to 3.
 
     A split that is not there is not in the result; a root that holds videos but no folder of them gives no split.
     InputError for a folder without videos and for whatever is wrong in a list file.
     """
+    if isinstance(classes, str | os.PathLike):
+        classes = [line.strip() for line in Path(classes).expanduser().read_text("utf-8-sig").splitlines()]
     if lists:
-        return _from_lists(root, lists, classes)
+        return Collection(*_from_lists(root, lists, classes), "list files")
     if root is None:
         raise InputError("no videos: name a folder (root) or a list file")
     root = Path(root).expanduser()
@@ -55,7 +62,7 @@ def find_samples(
     found = _videos_by_split(root)
     if not any(found.values()):
         if list_videos(root):
-            return {}, list(classes or [])
+            return Collection({}, list(classes or []), "videos without classes")
         raise InputError(
             f"{root}: no videos in it; looked for {root.name}/CLASS/VIDEO and {root.name}/train|val|test/CLASS/VIDEO "
             f"with the endings {' '.join(sorted(VIDEO_ENDINGS))}"
@@ -71,7 +78,7 @@ def find_samples(
                 )
         pairs = [(path, numbers[name]) for name, paths in by_class.items() for path in paths]
         samples[split] = [Sample(path, label, video) for video, (path, label) in enumerate(pairs)]
-    return samples, names
+    return Collection(samples, names, "a folder per class")
 
 
 def list_videos(source: str | os.PathLike[str]) -> list[str]:
