@@ -13,14 +13,17 @@ Nothing here chooses frames; that is sampling.py.
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import os
+import threading
 from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import torch
@@ -54,17 +57,59 @@ class VideoInfo:
         of the decoder. Only damage that shows in decoding alone makes it too high: see Video.frames.
     fps: frames per second, the mean over the video where that varies; None where the file has no times.
     height, width: of a frame as it is shown, in square pixels: after turning and stretching.
+    codec: FFmpeg's name of it, such as "h264".
+    pixel_format: FFmpeg's name of how the decoder's frames lie in memory, such as "yuv420p10le".
+    rotation: degrees clockwise, 0, 90, 180 or 270, that the decoder's frames are turned by to be shown.
+    mirrored: whether they are also mirrored left to right, before they are turned.
+    variable_rate: whether times of frames prove that they do not follow at one rate (rounding of times apart).
     """
 
     num_frames: int
     fps: float | None
     height: int
     width: int
+    codec: str = ""
+    pixel_format: str = ""
+    rotation: int = 0
+    mirrored: bool = False
+    variable_rate: bool = False
 
     @property
     def seconds(self) -> float | None:
         """How long the video lasts at its rate; None without a rate."""
         return None if self.fps is None else self.num_frames / self.fps
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoLayout:
+    """What `Video` found out about a file when it looked at all of its packets; kept, it saves looking again.
+
+    times: of each frame, ascending, in units of the stream; empty where they prove nothing.
+    unit: seconds, as numerator and denominator; (0, 1) where it is not known.
+    starts: numbers of the frames from which decoding can start, ascending; 0 is always one.
+    """
+
+    info: VideoInfo
+    times: Sequence[int]
+    unit: tuple[int, int]
+    starts: Sequence[int]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; times at a constant rate as first, step and number."""
+        times: Any = list(self.times)
+        steps = {after - before for before, after in pairwise(times)}
+        if len(steps) == 1:
+            times = {"first": times[0], "step": steps.pop()}
+        return {"info": asdict(self.info), "times": times, "unit": list(self.unit), "starts": list(self.starts)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> VideoLayout:
+        """The layout that `to_dict` gave these values of."""
+        info, times = VideoInfo(**values["info"]), values["times"]
+        if isinstance(times, Mapping):
+            first, step = times["first"], times["step"]
+            times = range(first, first + step * info.num_frames, step)
+        return cls(info=info, times=times, unit=(values["unit"][0], values["unit"][1]), starts=list(values["starts"]))
 
 
 class Orientation(NamedTuple):
@@ -201,15 +246,30 @@ def read_orientation(matrix: Sequence[int]) -> Orientation:
 class Video:
     """An open video file; close it, or use it in a `with` block, since open ones leak memory.
 
+    source: a path, the bytes of a file, or an open binary file that can seek.
+    name: what messages call the video; None takes the path.
     threads: that decode; 1 is right in the workers of a DataLoader, which are many already.
+    layout: what `layout` said of the same file before: then neither its packets nor its first frame are looked at in
+        advance. Where a frame is out of step with it, the file is looked at after all, with one warning.
+    cancelled: once it is set, from another thread, reading ends with a VideoError.
 
     Raises VideoError, with the path and FFmpeg's reason, where no frame can be had.
     """
 
     _packets: Iterator[Any]
 
-    def __init__(self, path: str | os.PathLike[str], *, threads: int = 1) -> None:
-        self.path = os.fspath(path)
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | BinaryIO,
+        *,
+        name: str | None = None,
+        threads: int = 1,
+        layout: VideoLayout | None = None,
+        cancelled: threading.Event | None = None,
+    ) -> None:
+        self._source: Any = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+        self.path = name or (self._source if isinstance(self._source, str) else "video")
+        self._cancelled = cancelled
         self._threads = threads
         self._fault: str | None = None  # FFmpeg's last complaint about what is inside
         self._reformatter = VideoReformatter()  # kept: a new one for each frame costs 24 to 40% more
@@ -231,6 +291,23 @@ class Video:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def times(self) -> Sequence[float] | None:
+        """Seconds of each frame from the first, ascending; None where the file proves none."""
+        numerator, denominator = self.layout.unit
+        ticks = self.layout.times
+        if not ticks or not numerator:
+            return None
+        return [(tick - ticks[0]) * numerator / denominator for tick in ticks]
+
+    @property
+    def layout(self) -> VideoLayout:
+        """What was found out about the file when it was opened; give it to Video to open the same file faster."""
+        unit = self._stream.time_base
+        starts = [start.frame for start in self._index.starts]
+        pair = (unit.numerator, unit.denominator) if unit else (0, 1)
+        return VideoLayout(info=self.info, times=self._index.times, unit=pair, starts=starts)
 
     def close(self) -> None:
         """Let go of the file and of the decoder."""
@@ -330,7 +407,10 @@ class Video:
         """Open the file anew, at its beginning."""
         try:
             # "file:" keeps FFmpeg from taking a colon in a name for a protocol
-            self._container: Any = av.open(f"file:{self.path}", **OPEN_OPTIONS)
+            source: Any = f"file:{self._source}" if isinstance(self._source, str) else self._source
+            if isinstance(source, bytes):
+                source = io.BytesIO(source)
+            self._container: Any = av.open(source, **OPEN_OPTIONS)
         except av.FFmpegError as error:
             empty = os.path.isfile(self.path) and os.path.getsize(self.path) == 0
             raise VideoError(f"{self.path}: {'the file is empty' if empty else error.strerror}") from error
