@@ -12,9 +12,9 @@ A video of a shard has a path like that of a file: `data/train-000000.tar?2048+9
 the offset, the number of bytes, and the name.
 
 Why WebDataset's format and not litdata's: a shard is a tar file, which webdataset, tar and most languages read; chunks
-of litdata 0.2.76 are read by litdata alone, which brings boto3, obstore, requests and tifffile. Neither package does the
-reading. Both hand out a stream, in which the place within an epoch is known to a buffer only, and the number of shards
-limits the number of processes (webdataset issue 188, Lightning issue 20404).
+of litdata 0.2.76 are read by litdata alone, which brings boto3, obstore, requests and tifffile. Neither package does
+the reading. Both hand out a stream, in which the place within an epoch is known to a buffer only, and the number of
+shards limits the number of processes (webdataset issue 188, Lightning issue 20404).
 
 fsspec comes with Lightning, and with it memory:, http: and https:. The extra `stream` adds s3fs, since most stores
 speak S3; another protocol needs the package that fsspec names in its error (gcsfs for gs:, adlfs for az:).
@@ -44,7 +44,7 @@ _MEMBER = re.compile(r"(?P<shard>.+\.tar)\?(?P<offset>\d+)\+(?P<bytes>\d+)#(?P<n
 REFUSED = frozenset(range(400, 500)) - {
     408,
     429,
-}  # of HTTP: all that is the request's fault, but "too slow", "too many"
+}  # of HTTP; those two mean "later"
 _FOR_GOOD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)  # trying again is of no use
 
 
