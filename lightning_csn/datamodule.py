@@ -10,17 +10,17 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
 from torch.utils.data import DataLoader
-from torch.utils.data.distributed import DistributedSampler
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.dataset import Item, VideoDataset, collate
 from lightning_csn.data.motion import usable_processors
+from lightning_csn.data.order import EachVideoOnce
 from lightning_csn.data.samples import Sample
 from lightning_csn.data.transforms import CROPS, SCALE
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
@@ -320,31 +320,6 @@ class VideoDataModule(L.LightningDataModule):
             collate_fn=collate,
             **options,
         )
-
-
-class EachVideoOnce(DistributedSampler[int]):
-    """Every video on exactly one process, none padded, none dropped, in the order of their numbers.
-
-    A process that would get none repeats one: each must take part in what processes do together in its first batch.
-    Lightning replaces samplers with its own, which pads, but leaves a DistributedSampler alone.
-
-    >>> [list(EachVideoOnce(range(5), num_replicas=3, rank=rank)) for rank in range(3)]
-    [[0, 3], [1, 4], [2]]
-    >>> [list(EachVideoOnce(range(2), num_replicas=3, rank=rank)) for rank in range(3)]
-    [[0], [1], [0]]
-    """
-
-    def __init__(self, dataset: Any, *, num_replicas: int, rank: int) -> None:
-        super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
-        count = len(dataset)
-        self.numbers = list(range(rank, count, num_replicas)) or [rank % count]
-        self.num_samples, self.total_size = len(self.numbers), count
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self.numbers)
-
-    def __len__(self) -> int:
-        return len(self.numbers)
 
 
 def mirror_map(pairs: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[int, int]:
