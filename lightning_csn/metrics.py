@@ -1,25 +1,28 @@
-"""VideoScores: what a test of videos says, to the last digit, on any number of processes.
+"""What is made of the views of videos: their mean, the scores of a test to the last digit, and how both are told.
 
-Shapes: B videos in a batch, N videos in all, K classes.
+Shapes: B videos in a batch, N videos in all, V views of each, K classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_f1_score
+from torchmetrics.functional.classification import binary_average_precision, multiclass_accuracy, multiclass_f1_score
 from torchmetrics.utilities import dim_zero_cat
 
 from lightning_csn.errors import InputError
 
+AVERAGES = ("probabilities", "logits")  # what may be averaged over views
+COUNTS = ("videos", "unreadable", "blank", "short")  # of VideoScores
+
 
 class VideoScores(Metric):
-    """Top-1, top-5, macro F1 and loss over videos, each counted once.
+    """Top-1, top-5, macro F1 and loss over videos, each counted once; mAP and loss where a video has several labels.
 
     Every video comes with its number within the split. `compute` brings the videos of all processes together,
     drops the repeats that samplers add to give every process something to do, and puts the rest in the order of
@@ -29,18 +32,22 @@ class VideoScores(Metric):
 
     - top1, top5: share of the videos whose label is the likeliest class, or one of the five (of all K, if fewer).
     - macro_f1: mean of the F1 of each class that is the label or the answer of any video.
-    - loss: mean of -log(probability of the label), natural logarithm.
-    - videos: how many were scored. Without any, the four above are nan.
-    - unreadable: how many could not be read; they are in none of the other numbers.
+    - map: in place of these three with `multi_label`: mean of the average precision (the exact one, without bins) of
+      each class that any video has.
+    - loss: mean of -log(probability of the label), natural logarithm; with `multi_label` the mean over videos and
+      classes of -log(probability of what is true of the class: that the video has it, or has not).
+    - videos: how many were scored. Without any, the numbers above are nan.
+    - unreadable: how many could not be read. They are in none of the other numbers, but for those in `blank`.
+    - blank: how many unreadable ones were scored all the same, by gray clips in their place.
     - short: how many of the scored ones are shorter than a clip, so that their last frame was repeated.
 
-    num_classes: K, 2 or more. Raises InputError in `compute` where a label is none of 0 to K-1.
+    num_classes: K, 2 or more. Raises InputError in `compute` where a label is none of 0 to K-1 (multi_label: 0 or 1).
 
     >>> scores = VideoScores(num_classes=3)
     >>> scores.update(torch.tensor([7, 2]), torch.tensor([0, 1]), torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]))
     >>> scores.update(torch.tensor([7]), torch.tensor([0]), torch.tensor([[0.5, 0.25, 0.25]]), unreadable=[4])
     >>> {name: round(value.item(), 4) for name, value in scores.compute().items()}
-    {'top1': 0.5, 'top5': 1.0, 'macro_f1': 0.3333, 'loss': 1.4979, 'videos': 2, 'unreadable': 1, 'short': 0}
+    {'top1': 0.5, 'top5': 1.0, 'macro_f1': 0.3333, 'loss': 1.4979, 'videos': 2, 'unreadable': 1, 'blank': 0, 'short': 0}
     """
 
     full_state_update = False
@@ -48,14 +55,16 @@ class VideoScores(Metric):
     labels: list[Tensor]
     probabilities: list[Tensor]
     unreadable: list[Tensor]
+    blank: list[Tensor]
     short: list[Tensor]
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, *, multi_label: bool = False) -> None:
         super().__init__()
         if num_classes < 2:
             raise InputError(f"scores need 2 classes or more, got {num_classes}")
         self.num_classes = num_classes
-        for name in ("videos", "labels", "probabilities", "unreadable", "short"):
+        self.multi_label = multi_label
+        for name in ("labels", "probabilities", *COUNTS):
             self.add_state(name, default=[], dist_reduce_fx="cat")
 
     def update(
@@ -65,21 +74,25 @@ class VideoScores(Metric):
         probabilities: Tensor,
         unreadable: Sequence[int] = (),
         short: Sequence[int] = (),
+        blank: Sequence[int] = (),
     ) -> None:
         """Add a batch: numbers (B,), labels (B,), probabilities (B, K), and the numbers of unreadable and short videos.
 
-        B may be 0.
+        labels: with `multi_label` (B, K), 1 where the video has the class and 0 where not. blank: which of the B videos
+        are unreadable ones that gray clips stand for; they need not be named as unreadable. B may be 0.
         """
-        if probabilities.shape != (len(videos), self.num_classes) or len(labels) != len(videos):
+        b, k = len(videos), self.num_classes
+        expected = (b, k) if self.multi_label else (b,)
+        if probabilities.shape != (b, k) or labels.shape != expected:
             raise ValueError(
-                f"(B,), (B,) and (B, {self.num_classes}) expected, "
+                f"(B,), {'(B, K)' if self.multi_label else '(B,)'} and (B, {k}) expected, "
                 f"got {tuple(videos.shape)}, {tuple(labels.shape)} and {tuple(probabilities.shape)}"
             )
         self.videos.append(videos.long())
-        self.labels.append(labels.long())
+        self.labels.append(labels.float() if self.multi_label else labels.long())
         self.probabilities.append(probabilities.detach().float())
-        self.unreadable.append(torch.tensor(list(unreadable), dtype=torch.long, device=videos.device))
-        self.short.append(torch.tensor(list(short), dtype=torch.long, device=videos.device))
+        for state, numbers in ((self.unreadable, unreadable), (self.blank, blank), (self.short, short)):
+            state.append(torch.tensor(list(numbers), dtype=torch.long, device=videos.device))
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
         """Bring the videos of all processes together, as torchmetrics does."""
@@ -90,35 +103,74 @@ class VideoScores(Metric):
 
     def _nothing(self) -> tuple[Tensor, Tensor, Tensor]:
         numbers = torch.empty(0, dtype=torch.long, device=self.device)
-        return numbers, numbers, torch.empty(0, self.num_classes, device=self.device)
+        rows = torch.empty(0, self.num_classes, device=self.device)
+        return numbers, rows if self.multi_label else numbers, rows
 
     def compute(self) -> dict[str, Tensor]:
         """The scores of all videos of all processes; see the class."""
-        videos, labels, probabilities, unreadable, short = (
+        videos, labels, probabilities, unreadable, blank, short = (
             dim_zero_cat(state).cpu()
-            for state in (self.videos, self.labels, self.probabilities, self.unreadable, self.short)
+            for state in (self.videos, self.labels, self.probabilities, self.unreadable, self.blank, self.short)
         )
         first = first_of_each(videos)
         videos, labels, probabilities = videos[first], labels[first], probabilities[first]
-        unreadable = unreadable[~torch.isin(unreadable, videos)]
-        counted = {"videos": videos, "unreadable": unreadable, "short": short}
-        counts = {name: torch.tensor(len(numbers.unique())) for name, numbers in counted.items()}
+        unreadable = torch.cat([unreadable[~torch.isin(unreadable, videos)], blank])
+        numbers = dict(zip(COUNTS, (videos, unreadable, blank, short), strict=True))
+        counts = {name: torch.tensor(len(some.unique())) for name, some in numbers.items()}
         if len(videos) == 0:
-            return dict.fromkeys(("top1", "top5", "macro_f1", "loss"), torch.tensor(torch.nan)) | counts
-        outside = videos[(labels < 0) | (labels >= self.num_classes)]
-        if len(outside):
+            names = ("map", "loss") if self.multi_label else ("top1", "top5", "macro_f1", "loss")
+            return dict.fromkeys(names, torch.tensor(torch.nan)) | counts
+        self._check(videos, labels)
+        score = score_several if self.multi_label else score_one
+        return score(labels, probabilities) | counts
+
+    def _check(self, videos: Tensor, labels: Tensor) -> None:
+        """InputError where videos have no label that could be right or wrong."""
+        if self.multi_label:
+            wrong, what = ~((labels == 0) | (labels == 1)).all(-1), "labels that are not 0 or 1 for each class"
+        else:
+            wrong = (labels < 0) | (labels >= self.num_classes)
+            what = f"no label among 0 to {self.num_classes - 1}"
+        if outside := videos[wrong].tolist():
             raise InputError(
-                f"{len(outside)} of {len(videos)} videos have no label among 0 to {self.num_classes - 1} and cannot be "
-                f"scored, the first is video number {outside[0].item()} of its split"
+                f"{len(outside)} of {len(videos)} videos have {what} and cannot be scored, "
+                f"the first is video number {outside[0]} of its split"
             )
-        k = self.num_classes
-        tiny = torch.finfo(torch.float32).tiny  # a probability that has run down to 0 costs 87, not infinity
-        return {
-            "top1": multiclass_accuracy(probabilities, labels, k, average="micro", top_k=1),
-            "top5": multiclass_accuracy(probabilities, labels, k, average="micro", top_k=min(5, k)),
-            "macro_f1": multiclass_f1_score(probabilities, labels, k, average="macro"),
-            "loss": F.nll_loss(probabilities.double().clamp_min(tiny).log(), labels).float(),
-        } | counts
+
+
+def score_one(labels: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+    """Figures of videos with one label each: labels (N,), probabilities (N, K)."""
+    k = probabilities.shape[1]
+    return {
+        "top1": multiclass_accuracy(probabilities, labels, k, average="micro", top_k=1),
+        "top5": multiclass_accuracy(probabilities, labels, k, average="micro", top_k=min(5, k)),
+        "macro_f1": multiclass_f1_score(probabilities, labels, k, average="macro"),
+        "loss": F.nll_loss(_log(probabilities.double()), labels).float(),
+    }
+
+
+def score_several(labels: Tensor, probabilities: Tensor) -> dict[str, Tensor]:
+    """Figures of videos with any number of labels: labels (N, K) of 0 and 1, probabilities (N, K)."""
+    precisions = average_precisions(labels, probabilities)
+    likely = probabilities.double()
+    loss = -(labels * _log(likely) + (1 - labels) * _log(1 - likely)).mean()
+    return {"map": precisions[~precisions.isnan()].mean(), "loss": loss.float()}
+
+
+def average_precisions(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """Average precision (K,) of each class over the videos; nan for a class that none has. Both arguments (N, K)."""
+    each = [
+        binary_average_precision(probabilities[:, k], labels[:, k].int())
+        if labels[:, k].any()
+        else torch.tensor(torch.nan)
+        for k in range(labels.shape[1])
+    ]
+    return torch.stack(each)
+
+
+def _log(probabilities: Tensor) -> Tensor:
+    tiny = torch.finfo(torch.float32).tiny  # a probability that has run down to 0 costs 87, not infinity
+    return probabilities.clamp_min(tiny).log()
 
 
 def first_of_each(numbers: Tensor) -> Tensor:
@@ -132,3 +184,71 @@ def first_of_each(numbers: Tensor) -> Tensor:
     is_first = torch.ones_like(ordered, dtype=torch.bool)
     is_first[1:] = ordered[1:] != ordered[:-1]
     return order[is_first]
+
+
+def mean_of_views(logits: Tensor, average: str, *, multi_label: bool = False) -> Tensor:
+    """Probabilities (B, K) of videos from the logits (B, V, K) of their views.
+
+    average: probabilities or logits, whichever the mean is taken of. multi_label: each class by itself (sigmoid), not
+    one of all (softmax).
+
+    >>> logits = torch.tensor([[[0.0, 0.0], [0.0, 9.0]]])
+    >>> mean_of_views(logits, "probabilities"), mean_of_views(logits, "logits")
+    (tensor([[0.2501, 0.7499]]), tensor([[0.0110, 0.9890]]))
+    """
+    if average == "logits":
+        logits = logits.mean(1)
+        return logits.sigmoid() if multi_label else logits.softmax(-1)
+    return (logits.sigmoid() if multi_label else logits.softmax(-1)).mean(1)
+
+
+def mean_to_score(logits: Tensor, average: str, *, multi_label: bool = False) -> Tensor:
+    """What `mean_of_views` gives, but on the CPU, video by video, and with a double's digits until it is rounded: no
+    digit depends on which videos shared a batch, or on whether the logits (B, V, K) came from a network or a file.
+    """
+    each = [mean_of_views(video[None], average, multi_label=multi_label) for video in logits.detach().cpu().double()]
+    return torch.cat([*each, torch.empty(0, logits.shape[-1], dtype=torch.float64)]).float()
+
+
+def score_text(stage: str, values: Mapping[str, float]) -> str:
+    """The figures of VideoScores in a line.
+
+    >>> score_text("val", {"map": 0.5, "loss": 0.25, "videos": 9, "unreadable": 3, "blank": 2, "short": 0})
+    'val: mAP 0.5000, loss 0.2500 of 9 videos (2 of them unreadable, with gray clips in their place, 1 more unreadable, 0 shorter than a clip)'
+    """  # noqa: E501
+    names = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "map": "mAP", "loss": "loss"}
+    figures = ", ".join(f"{text} {values[name]:.4f}" for name, text in names.items() if name in values)
+    videos, unreadable, blank, short = (int(values[name]) for name in COUNTS)
+    gray = f"{blank} of them unreadable, with gray clips in their place, " if blank else ""
+    more = f"{unreadable - blank} more unreadable, {short} shorter than a clip"
+    return f"{stage}: {figures} of {videos} videos ({gray}{more})"
+
+
+def view_text(clips: int, crops: int | str) -> str:
+    """How a video is seen, in words.
+
+    >>> view_text(10, 3), view_text(1, 1), view_text(2, "full")
+    ('10 clips x 3 crops', '1 clip x 1 crop', '2 clips x the full frame')
+    """
+    cut = "the full frame" if crops == "full" else f"{crops} crop{'s' * (crops != 1)}"
+    return f"{clips} clip{'s' * (clips != 1)} x {cut}"
+
+
+def protocol_text(protocol: Mapping[str, Any], average: str, views: str) -> str:
+    """How a number was measured, in words. protocol: as LitCSN.protocol gives it; views: which of them, in words."""
+    side = protocol["test_crop"]
+    size = f"{side} x {side} pixels" if protocol["crops"] != "full" else f"{protocol['short_side']} pixels short side"
+    windows = protocol["head_pooling"]
+    pooling = "globally pooled"
+    if windows != "global":
+        pooling = f"pooled in windows of {' x '.join(map(str, windows))} whose {protocol['head_average']} are averaged"
+    return f"{views} of {protocol['frames']} frames of {size}, {pooling}, mean of the views' {average}"
+
+
+def gather(messages: dict[int, Any]) -> dict[int, Any]:
+    """What all processes have to say, by the number of the video."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return messages
+    everyone: list[dict[int, Any]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, messages)
+    return {number: message for some in everyone for number, message in some.items()}

@@ -1,8 +1,10 @@
 """LitCSN: how a batch of videos becomes a loss, a prediction or a score. The rest is in the network and the data.
 
 Shapes: B videos, V views of each, K classes; a view is a clip (C, T, H, W), and clips are (B, V, C, T, H, W).
-A batch is a dict: clips uint8 (B, V, C, T, H, W), labels int64 (B,), videos int64 (B,) (numbers within the split),
-short bool (B,) (shorter than a clip), unreadable list of (number, message). It holds B readable videos; B may be 0.
+A batch is a dict: clips uint8 (B, V, C, T, H, W), labels int64 (B,), or float (B, K) of 0 and 1 where a video has
+several, videos int64 (B,) (numbers within the split), short bool (B,) (shorter than a clip), unreadable list of
+(number, message). It holds B readable videos; B may be 0. If there is a blank bool (B,), it marks unreadable ones that
+are in the batch all the same, as gray clips.
 """
 
 from __future__ import annotations
@@ -23,16 +25,32 @@ from torch import Tensor
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
-from lightning_csn.metrics import VideoScores
+from lightning_csn.metrics import (
+    AVERAGES,
+    VideoScores,
+    gather,
+    mean_of_views,
+    mean_to_score,
+    protocol_text,
+    score_text,
+    view_text,
+)
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import ResNet3D, check_options, create_network
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
+    from lightning_csn.mixing import Mixer
+
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
+
+LABELS = {  # by multi_label
+    False: "the model gives each video one class",
+    True: "the model gives a video any number of classes (multi_label)",
+}
 
 SCRATCH_CLIP = (
     ClipSpec(  # 32 frames, every other one, of 224 pixels: paper, section 4.1; colours of facebookresearch/VMZ
@@ -53,10 +71,11 @@ class LitCSN(L.LightningModule):
 
     Training works on one clip of each video. Validation, test and prediction average the views that the data brings
     (10 clips x 3 crops, for example), score every video once on any number of processes, and count what could not be
-    read: see VideoScores for the figures, which are logged as val_top1, val_top5, val_macro_f1, val_loss, val_videos,
-    val_unreadable, val_short, and the same with test_. Which views share a pass through the network can change the
-    last bits of their logits; with one video in a batch, as for the usual 10 clips x 3 crops, no number of processes
-    changes that.
+    read: see VideoScores for the figures, which are logged as val_top1, val_top5, val_macro_f1 (multi_label: val_map),
+    val_loss, val_videos, val_unreadable, val_blank, val_short, and the same with test_. Which views share a pass
+    through the network can change the last bits of their logits; with one video in a batch, as for the usual 10 clips
+    x 3 crops, no number of processes changes that. `test_step` gives the logits of every view, which
+    scores.ScoresWriter writes into a file.
 
     All hyper-parameters are plain values, the whole network is described in them, and a Lightning checkpoint therefore
     opens without this package, and reloads without a download.
@@ -81,7 +100,14 @@ class LitCSN(L.LightningModule):
         warmup_start: Share of lr that the warm-up begins with.
         milestones: Epochs, counted from the start of training, after which steps multiplies by gamma.
         gamma: Factor of schedule steps.
-        label_smoothing: Share of the target that is spread over all classes.
+        label_smoothing: Share of the target that is spread over all classes; with multi_label, over yes and no of
+            each.
+        mixup: Alpha of MixUp in training, such as 0.2: two clips are laid over each other, and so are their labels. 0
+            is without. train_top1 then counts the clips whose likeliest class is the heavier one of their two.
+        cutmix: Alpha of CutMix in training, such as 1.0: a box of one clip is set into another. 0 is without; with
+            mixup too, each batch has one of them.
+        multi_label: Whether a video may have several labels or none. Each class is then judged by itself: sigmoid for
+            softmax, binary cross entropy, and the mean average precision for top-1, top-5 and F1.
         views_per_pass: Views that go through the network at once in validation, test and prediction, for memory.
         average: What is averaged over the views: probabilities or logits.
         checkpointing: Stages (1 to 4) that keep only the input of each block in training and compute the rest again on
@@ -116,6 +142,9 @@ class LitCSN(L.LightningModule):
         milestones: Sequence[float] = (),
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
+        multi_label: bool = False,
         views_per_pass: int = 8,
         average: str = "probabilities",
         checkpointing: Sequence[int] = (),
@@ -123,7 +152,7 @@ class LitCSN(L.LightningModule):
     ) -> None:
         super().__init__()
         check_choice("schedule", schedule, ("cosine", "steps", "constant"))
-        check_choice("average", average, ("probabilities", "logits"))
+        check_choice("average", average, AVERAGES)
         if schedule == "steps" and not milestones:
             raise InputError("schedule 'steps' needs milestones: the epochs after which lr is multiplied by gamma")
         check_count("views_per_pass", views_per_pass)
@@ -132,6 +161,8 @@ class LitCSN(L.LightningModule):
             ("weight_decay", weight_decay),
             ("warmup_epochs", warmup_epochs),
             ("gamma", gamma),
+            ("mixup", mixup),
+            ("cutmix", cutmix),
         ):
             check_number(name, value, 0)
         for milestone in milestones:
@@ -168,9 +199,11 @@ class LitCSN(L.LightningModule):
 
         self.register_buffer("mean", torch.tensor(self.clip.mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.clip.std).view(-1, 1, 1, 1), persistent=False)
-        self.val_scores = VideoScores(self.num_classes)
-        self.test_scores = VideoScores(self.num_classes)
-        self._unreadable: dict[int, str] = {}  # of the evaluation that is going on: number and message
+        self.val_scores = VideoScores(self.num_classes, multi_label=multi_label)
+        self.test_scores = VideoScores(self.num_classes, multi_label=multi_label)
+        self._mix = make_mixer(self.num_classes, mixup, cutmix)
+        # Of the evaluation that is going on: number, message, and whether a gray clip stands for the video.
+        self._unreadable: dict[int, tuple[str, bool]] = {}
         self._told: set[tuple[str, int]] = set()  # stage and number
         self._views = 0
         self.save_hyperparameters(
@@ -193,6 +226,9 @@ class LitCSN(L.LightningModule):
                 milestones=list(milestones),
                 gamma=gamma,
                 label_smoothing=label_smoothing,
+                mixup=mixup,
+                cutmix=cutmix,
+                multi_label=multi_label,
                 views_per_pass=views_per_pass,
                 average=average,
                 checkpointing=list(checkpointing),
@@ -265,8 +301,25 @@ class LitCSN(L.LightningModule):
         """How many classes the network tells apart; its outputs."""
         return int(self.network.num_classes)
 
+    @property
+    def multi_label(self) -> bool:
+        """Whether a video may have several labels or none, so that its probabilities do not sum to 1."""
+        return bool(self.hparams["multi_label"])
+
+    @property
+    def monitor(self) -> str:
+        """The figure of validation by which the best checkpoint is chosen; more is better."""
+        return "val_map" if self.multi_label else "val_top1"
+
     def forward(self, clips: Tensor) -> Tensor:
         """Class probabilities (B, K) of videos (B, V, C, T, H, W): the mean over their views.
+
+        clips: as for `view_logits`. With multi_label each class has its own probability, and they do not sum to 1.
+        """
+        return mean_of_views(self.view_logits(clips), self.hparams["average"], multi_label=self.multi_label)
+
+    def view_logits(self, clips: Tensor) -> Tensor:
+        """Logits, float32 (B, V, K), of each view of videos (B, V, C, T, H, W).
 
         clips: uint8, or float that is normalised already. The views go through the network `views_per_pass` at a time.
         """
@@ -274,10 +327,7 @@ class LitCSN(L.LightningModule):
             raise InputError(f"clips must be (B, V, C, T, H, W), got {tuple(clips.shape)}")
         views = clips.flatten(0, 1).split(self.hparams["views_per_pass"])
         logits = torch.cat([self.network(self.normalise(some)) for some in views])  # (B*V, K)
-        logits = logits.float().unflatten(0, clips.shape[:2])  # (B, V, K)
-        if self.hparams["average"] == "logits":
-            return logits.mean(1).softmax(-1)
-        return logits.softmax(-1).mean(1)
+        return logits.float().unflatten(0, clips.shape[:2])  # (B, V, K)
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 clips (N, C, T, H, W) as the network takes them; float clips are taken to be so already."""
@@ -289,24 +339,45 @@ class LitCSN(L.LightningModule):
         return normal.contiguous(memory_format=torch.channels_last_3d) if normal.device.type == "cpu" else normal
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy of a batch; every view is a clip of its own."""
+        """Cross entropy of a batch, binary with multi_label; every view is a clip of its own."""
         clips, labels = batch["clips"], batch["labels"]
-        self._tell("train", dict(batch["unreadable"]))
+        self._tell("train", read_unreadable(batch))
+        targets = labels.repeat_interleave(clips.shape[1], dim=0)  # (B*V,) or (B*V, K)
+        counted = {}
         if len(labels) == 0:
             loss = self._nothing_to_learn()
-            right = torch.zeros_like(loss)
+            if not self.multi_label:
+                counted["train_top1"] = torch.zeros_like(loss)
         else:
-            labels = labels.repeat_interleave(clips.shape[1])  # (B*V,)
-            logits = self.network(self.normalise(clips.flatten(0, 1)))  # (B*V, K)
-            loss = F.cross_entropy(logits, labels, label_smoothing=self.hparams["label_smoothing"])
-            right = (logits.argmax(-1) == labels).float().mean()
-        batch_size = len(labels)
+            self._check_labels(labels)
+            inputs = self.normalise(clips.flatten(0, 1))
+            if self._mix is not None:
+                inputs, targets = self._mix(inputs, targets if self.multi_label else one_hot(targets, self.num_classes))
+            logits = self.network(inputs)  # (B*V, K)
+            loss = self._loss(logits, targets)
+            if not self.multi_label:
+                heavier = targets.argmax(-1) if targets.ndim == 2 else targets
+                counted["train_top1"] = (logits.argmax(-1) == heavier).float().mean()
+        batch_size = len(targets)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batch_size)
         epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        self.log_dict({"train_loss_epoch": loss.detach(), "train_top1": right}, batch_size=batch_size, **epoch)
+        self.log_dict({"train_loss_epoch": loss.detach()} | counted, batch_size=batch_size, **epoch)
         counts = {"train_unreadable": float(len(batch["unreadable"])), "train_short": batch["short"].float().sum()}
         self.log_dict(counts, reduce_fx="sum", batch_size=batch_size, **epoch)
         return loss
+
+    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Of logits (N, K) and numbers of classes (N,) or shares (N, K)."""
+        smoothing = self.hparams["label_smoothing"]
+        if self.multi_label:
+            return F.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + smoothing / 2)
+        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+
+    def _check_labels(self, labels: Tensor) -> None:
+        """InputError unless labels are of the kind that the model takes."""
+        expected = (len(labels), self.num_classes) if self.multi_label else (len(labels),)
+        if tuple(labels.shape) != expected:
+            raise InputError(f"{LABELS[self.multi_label]}, so that labels are {expected}, got {tuple(labels.shape)}")
 
     def _nothing_to_learn(self) -> Tensor:
         # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters.
@@ -316,27 +387,36 @@ class LitCSN(L.LightningModule):
         """Score the videos of a batch by the mean over their views."""
         self._score(batch, self.val_scores)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """As in validation, with scores of its own."""
-        self._score(batch, self.test_scores)
+    def test_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """As in validation, with scores of its own. Gives the videos, labels, short, blank, unreadable of the batch and
+        the logits of the views, float32 (B, V, K) on the CPU.
+        """
+        logits = self._score(batch, self.test_scores)
+        kept = ("videos", "labels", "short", "blank", "unreadable")
+        return {name: batch[name] for name in kept if name in batch} | {"logits": logits}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Numbers (B,), probabilities (B, K) and the unreadable ones of a batch of videos."""
-        probabilities = self._probabilities(batch)
+        none = len(batch["videos"]) == 0
+        probabilities = torch.empty(0, self.num_classes, device=self.device) if none else self(batch["clips"])
         return {"videos": batch["videos"], "probabilities": probabilities, "unreadable": batch["unreadable"]}
 
-    def _score(self, batch: Batch, scores: VideoScores) -> None:
-        unreadable = dict(batch["unreadable"])
-        self._unreadable |= unreadable
-        videos = batch["videos"]
-        short = videos[batch["short"]].tolist()
-        scores.update(videos, batch["labels"], self._probabilities(batch), list(unreadable), short)
-
-    def _probabilities(self, batch: Batch) -> Tensor:
-        if len(batch["videos"]) == 0:
-            return torch.empty(0, self.num_classes, device=self.device)
-        self._views = batch["clips"].shape[1]
-        return self(batch["clips"])
+    def _score(self, batch: Batch, scores: VideoScores) -> Tensor:
+        """Add a batch to the scores; gives the logits of its views."""
+        videos, labels = batch["videos"], batch["labels"]
+        self._unreadable |= read_unreadable(batch)
+        if len(videos) == 0:
+            logits = torch.empty(0, batch["clips"].shape[1], self.num_classes)
+            labels = torch.empty(0, self.num_classes, device=self.device) if self.multi_label else labels
+        else:
+            self._check_labels(labels)
+            self._views = batch["clips"].shape[1]
+            logits = self.view_logits(batch["clips"]).cpu()
+        probabilities = mean_to_score(logits, self.hparams["average"], multi_label=self.multi_label)
+        numbers = {name: videos[batch[name]].tolist() for name in ("short", "blank") if name in batch}
+        unreadable = [number for number, _ in batch["unreadable"]]
+        scores.update(videos, labels, probabilities.to(videos.device), unreadable, **numbers)
+        return logits
 
     def on_validation_epoch_end(self) -> None:
         """Log the validation's scores, and print them where they were asked for by themselves."""
@@ -356,36 +436,39 @@ class LitCSN(L.LightningModule):
         logged = {f"{stage}_{name}": float(value) for name, value in values.items()}
         self.log_dict(logged, reduce_fx="max", sync_dist=True)
         unreadable = gather(self._unreadable)
-        self._unreadable = {}
         if self.trainer.is_global_zero:
             self._tell(stage, unreadable)
-        return (
-            f"{stage}: top-1 {values['top1']:.4f}, top-5 {values['top5']:.4f}, macro F1 {values['macro_f1']:.4f}, "
-            f"loss {values['loss']:.4f} of {values['videos']} videos ({values['unreadable']} more unreadable, "
-            f"{values['short']} shorter than a clip); {self._protocol(stage)}"
-        )
+        protocol, average = self.protocol(stage), self.hparams["average"]
+        return f"{score_text(stage, values)}; {protocol_text(protocol, average, self._seen(protocol))}"
 
-    def _protocol(self, stage: str) -> str:
+    def _seen(self, protocol: dict[str, Any]) -> str:
+        clips, crops = protocol["clips"], protocol["crops"]
+        return view_text(clips, crops) if clips and crops else f"{self._views} view{'s' * (self._views != 1)}"
+
+    def protocol(self, stage: str) -> dict[str, Any]:
+        """How videos are looked at in stage val or test, as plain values: all that their logits depend on, but for the
+        weights and the videos. clips and crops are None where the data does not tell.
+        """
         data = getattr(self.trainer, "datamodule", None)
-        clips, crops = (getattr(data, f"{stage}_{name}", None) for name in ("clips", "crops"))
-        views = view_text(clips, crops) if clips and crops else f"{self._views} view{'s' * (self._views != 1)}"
-        side, head = self.clip.test_crop, self.network.options
-        windows = head["head_pooling"]
-        pooling = "globally pooled"
-        if windows != "global":
-            pooling = f"pooled in windows of {' x '.join(map(str, windows))} whose {head['head_average']} are averaged"
-        return (
-            f"{views} of {self.clip.frames} frames of {side} x {side} pixels, {pooling}, "
-            f"mean of the views' {self.hparams['average']}"
+        head = self.network.options
+        return plain(
+            clips=getattr(data, f"{stage}_clips", None),
+            crops=getattr(data, f"{stage}_crops", None),
+            sampling=getattr(data, "sampling", None),
+            **self.clip.to_dict(),
+            head_pooling=head["head_pooling"],
+            head_average=head["head_average"],
+            precision=self.trainer.precision,
         )
 
-    def _tell(self, stage: str, unreadable: dict[int, str]) -> None:
+    def _tell(self, stage: str, unreadable: dict[int, tuple[str, bool]]) -> None:
         """Log the unreadable videos of a stage that were not logged before."""
         new = {number: unreadable[number] for number in sorted(unreadable) if (stage, number) not in self._told}
         self._told |= {(stage, number) for number in new}
-        if new:
-            lines = (f"  video {number}: {message}" for number, message in new.items())
-            _log.warning("unreadable videos of the %s split, left out:\n%s", stage, "\n".join(lines))
+        for blank, fate in ((False, "left out"), (True, "with gray clips in their place")):
+            lines = [f"  video {number}: {message}" for number, (message, is_blank) in new.items() if is_blank is blank]
+            if lines:
+                _log.warning("unreadable videos of the %s split, %s:\n%s", stage, fate, "\n".join(lines))
 
     def setup(self, stage: str) -> None:
         """See that the classes of the data are those of the model, whose class names become the data's if it has none.
@@ -397,7 +480,15 @@ class LitCSN(L.LightningModule):
         """
         if stage == "fit" and not any(module.training for module in self.modules()):
             self.train()
-        names = getattr(getattr(self.trainer, "datamodule", None), "classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+        several = getattr(data, "multi_label", None)
+        if several is not None and stage != "predict" and several != self.multi_label:
+            found = "any number of them" if several else "one each"
+            raise InputError(
+                f"{LABELS[self.multi_label]}, but the videos of the data have {found}; "
+                f"make the model with multi_label={several} (in a shell --model.multi_label {str(several).lower()})"
+            )
+        names = getattr(data, "classes", None)
         if names is None:
             return
         if len(names) > self.num_classes or (stage == "fit" and len(names) != self.num_classes):
@@ -418,8 +509,17 @@ class LitCSN(L.LightningModule):
         """From here on the weights are no longer those that were loaded."""
         self._as_loaded = False
 
+    def on_test_start(self) -> None:
+        """Nothing is left of a test that was interrupted."""
+        self.test_scores.reset()
+        self._unreadable = {}
+
     def on_validation_start(self) -> None:
-        """The same network on all processes: that of process 0, which checkpoints hold."""
+        """The same network on all processes: that of process 0, which checkpoints hold; and nothing is left of a
+        validation that was interrupted.
+        """
+        self.val_scores.reset()
+        self._unreadable = {}
         # In training every process counts its own batches into the running statistics of BatchNorm. DDP levels them
         # only at the next optimiser step, FSDP never; before a test or a prediction, Lightning does.
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -510,13 +610,24 @@ def rate_factor(
     return 1.0
 
 
-def view_text(clips: int, crops: int) -> str:
-    """How a video is seen, in words.
+def read_unreadable(batch: Batch) -> dict[int, tuple[str, bool]]:
+    """The unreadable videos of a batch: number, message, and whether a gray clip of the batch stands for it."""
+    blank = set(batch["videos"][batch["blank"]].tolist()) if "blank" in batch else set()
+    return {number: (message, number in blank) for number, message in batch["unreadable"]}
 
-    >>> view_text(10, 3), view_text(1, 1)
-    ('10 clips x 3 crops', '1 clip x 1 crop')
-    """
-    return f"{clips} clip{'s' * (clips != 1)} x {crops} crop{'s' * (crops != 1)}"
+
+def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:
+    """What mixes normalised clips (N, C, T, H, W) and their targets (N, K); None where nothing is to be mixed."""
+    if not mixup and not cutmix:
+        return None
+    from lightning_csn.mixing import Mixer  # brings torchvision, which takes a second
+
+    return Mixer(num_classes, mixup=mixup, cutmix=cutmix)
+
+
+def one_hot(labels: Tensor, num_classes: int) -> Tensor:
+    """Numbers of classes (N,) as float (N, K)."""
+    return F.one_hot(labels, num_classes).float()
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:
@@ -538,12 +649,3 @@ def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int
 def plain(**values: Any) -> dict[str, Any]:
     """The same values as JSON knows them, so that a checkpoint opens without this package. TypeError if it cannot."""
     return json.loads(json.dumps(values))
-
-
-def gather(messages: dict[int, str]) -> dict[int, str]:
-    """The messages of all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return messages
-    everyone: list[dict[int, str]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, messages)
-    return {number: message for some in everyone for number, message in some.items()}

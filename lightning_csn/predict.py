@@ -25,7 +25,8 @@ from lightning_csn.data.sampling import resample, spread_clips
 from lightning_csn.data.transforms import CROPS
 from lightning_csn.data.video import Video
 from lightning_csn.errors import InputError, check_choice
-from lightning_csn.module import LitCSN, gather
+from lightning_csn.metrics import gather
+from lightning_csn.module import LitCSN
 from lightning_csn.visualize import FRAMES, Card, spread
 
 Top = list[tuple[str, float]]  # classes and their probabilities, the likeliest first

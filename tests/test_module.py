@@ -341,7 +341,7 @@ def test_a_test_is_printed_with_how_it_was_measured(make_trainer, capsys, caplog
     trainer.test(model, data, verbose=False)
     expected = {name: value.item() for name, value in trainer.callback_metrics.items()}
     assert expected.keys() == {
-        f"test_{n}" for n in ("top1", "top5", "macro_f1", "loss", "videos", "unreadable", "short")
+        f"test_{n}" for n in ("top1", "top5", "macro_f1", "loss", "videos", "unreadable", "blank", "short")
     }
     assert (expected["test_videos"], expected["test_unreadable"]) == (6, 1)
     assert capsys.readouterr().out == (

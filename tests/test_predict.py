@@ -116,7 +116,7 @@ def test_a_window_shorter_than_a_frame_is_refused(model, make_video, tmp_path):
 
 
 def test_two_crops_are_refused(model, tmp_path):
-    with pytest.raises(InputError, match="crops must be one of 1, 3, got 2"):
+    with pytest.raises(InputError, match="crops must be one of 1, 3, 10, full, got 2"):
         classify(model, tmp_path / "a.mp4", crops=2)
 
 
