@@ -10,7 +10,7 @@ import hashlib
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -208,16 +208,22 @@ class EachVideoOnce(DistributedSampler[int]):
     A process that would get none repeats one: each must take part in what processes do together in its first batch.
     Lightning replaces samplers with its own, which pads, but leaves a DistributedSampler alone.
 
+    without: numbers of videos to leave out, such as those that a stopped test has scored already.
+
     >>> [list(EachVideoOnce(range(5), num_replicas=3, rank=rank)) for rank in range(3)]
     [[0, 3], [1, 4], [2]]
+    >>> [list(EachVideoOnce(range(5), num_replicas=3, rank=rank, without=[0, 2])) for rank in range(3)]
+    [[1], [3], [4]]
     >>> [list(EachVideoOnce(range(2), num_replicas=3, rank=rank)) for rank in range(3)]
     [[0], [1], [0]]
     """
 
-    def __init__(self, dataset: Any, *, num_replicas: int, rank: int) -> None:
+    def __init__(self, dataset: Any, *, num_replicas: int, rank: int, without: Collection[int] = ()) -> None:
         super().__init__(dataset, num_replicas=num_replicas, rank=rank, shuffle=False)
         count = len(dataset)
-        self.numbers = list(range(rank, count, num_replicas)) or [rank % count]
+        left_out = set(without)
+        numbers = [number for number in range(count) if number not in left_out]
+        self.numbers = numbers[rank::num_replicas] or [rank % count]
         self.num_samples, self.total_size = len(self.numbers), count
 
     def __iter__(self) -> Iterator[int]:
