@@ -33,7 +33,7 @@ def files(tmp_path):
 def test_entries_come_back_as_they_were(tmp_path, make_video):
     path = make_video(tmp_path / "v.mp4", frames=5)
     with Video(path) as video:
-        entry = entry_of(path, info=video.info, layout={"times": [0, 1]}, decoded=4, fault="damaged")
+        entry = entry_of(path, info=video.info, layout=video.layout.to_dict(), decoded=4, damaged=0, fault="bad")
     index = VideoIndex.read(write(tmp_path / "index.jsonl", entry))
     assert list(index) == [entry]
     assert index.find(path) == entry

@@ -39,8 +39,9 @@ class Entry:
     path: absolute. bytes, mtime_ns: its Stamp at that time.
     info: None where it cannot be read; then `error` says why, with the path.
     layout: VideoLayout.to_dict(), which saves the next reader a scan; None where its reader has none.
-    decoded: how many frames came out when all were decoded; None where that was not done. `fault` says why they are
-        fewer than `info.num_frames`.
+    promised: how many frames the header of the file names; None where it does not.
+    decoded: how many frames came out when all were decoded; None where that was not done. damaged: those of them that
+        the decoder had to make up in part. fault: FFmpeg's last complaint then.
     """
 
     path: str
@@ -49,20 +50,30 @@ class Entry:
     info: VideoInfo | None = None
     layout: dict[str, Any] | None = None
     error: str | None = None
+    promised: int | None = None
     decoded: int | None = None
+    damaged: int | None = None
     fault: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, without those that are None."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         values["info"] = None if self.info is None else dataclasses.asdict(self.info)
+        if self.layout is not None and self.layout.get("info") == values["info"]:  # once is enough
+            values["layout"] = {name: value for name, value in self.layout.items() if name != "info"}
         return {name: value for name, value in values.items() if value is not None}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Entry:
         """The entry of these values."""
-        info = values.get("info")
-        return cls(**values | {"info": None if info is None else VideoInfo(**info)})
+        info, layout = values.get("info"), values.get("layout")
+        return cls(
+            **values
+            | {
+                "info": None if info is None else VideoInfo(**info),
+                "layout": None if layout is None else {"info": info} | layout,
+            }
+        )
 
 
 def stamp_of(path: str | os.PathLike[str]) -> Stamp | None:
@@ -169,6 +180,10 @@ class IndexWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the file."""
         self._file.close()
 
     def add(self, entry: Entry) -> None:
