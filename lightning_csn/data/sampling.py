@@ -117,9 +117,9 @@ def resample(
     side, every frame is taken once. Rates are exact ratios: 29.97 is not 30000/1001, but 29.97002997 is.
 
     times: seconds of each frame, ascending, where the rate varies. Then frame i is what a player shows at its time,
-    counted from the first frame, and half a frame of the faster rate later: so the times of a steady rate, rounded
-    ones too, give what that rate gives, unless target_fps is above it. source_fps then only says how long the last
-    frame is shown.
+    counted from the first frame, and half a frame of the faster rate later: so times that a file rounds to milliseconds
+    make no frame come twice, and those of a steady rate give what that rate gives, unless target_fps is above it.
+    source_fps then only says how long the last frame is shown.
 
     >>> resample(6, 60, 30)
     [0, 2, 4]
@@ -168,7 +168,7 @@ def part_frames(part: Part, num_frames: int, fps: float | None = None, times: Se
     elif times is not None:
         first, after = (bisect_left(times, times[0] + seconds - ROUNDING) for seconds in part[:2])
         shown = max(0, first - 1)
-        ended, length = part.start >= (end := _seconds(num_frames, fps, times)) > 0, f"{end:.2f} seconds"
+        ended, length = part.start + ROUNDING >= (end := _seconds(num_frames, fps, times)) > 0, f"{end:.2f} seconds"
     elif fps is not None:
         begin, stop = (Fraction(seconds).limit_denominator(1_000_000) * _ratio(fps) for seconds in part[:2])
         first, after, shown = math.ceil(begin), math.ceil(stop), math.floor(begin)
