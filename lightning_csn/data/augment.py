@@ -4,8 +4,8 @@ RandAugment: Cubuk et al. 2019, arXiv:1909.13719. TrivialAugment: Müller and Hu
 space. The operations are those of torchvision's transforms.v2, as strong and as likely, with two differences. What
 depends on the picture is found over the whole clip: torchvision's AutoContrast, Equalize and Contrast look at each
 frame by itself, which would make a clip flicker and hide that it grows dark. And moved and sharpened pixels are whole
-numbers found here: torchvision's way there, through grid_sample and conv2d, is up to seven times slower (32 frames of
-224 pixels, one core) and rounds otherwise on another device.
+numbers found here: torchvision's way there, through grid_sample and conv2d, is ten times slower (32 frames of 224
+pixels, one core) and rounds otherwise on another device.
 
 Shapes: a clip is uint8 (C, T, H, W); B videos with V views each are (B, V, C, T, H, W).
 """
