@@ -1,8 +1,10 @@
 """VideoDataModule: the videos of a folder or of list files, as batches for fit, validate, test and predict.
 
 Shapes: B videos, V views of each, C channels, T frames, H x W pixels. A batch is a dict: clips uint8
-(B, V, C, T, H, W), labels int64 (B,) (-1 unknown), videos int64 (B,) (numbers within the split), short bool (B,)
-(shorter than a clip), unreadable [(number, message)]. B counts the readable videos and may be 0.
+(B, V, C, T, H, W), labels int64 (B,) (-1 unknown) or, where a video may have several, float32 (B, K) of zeros and ones,
+videos int64 (B,) (numbers within the split), short bool (B,) (shorter than a clip), seeds int64 (B,) (of what is random
+in training; 0 in evaluation), unreadable [(number, message)], and blank bool (B,), which marks those of the unreadable
+that have a gray clip in the batch. The others have none: B may be 0.
 """
 
 from __future__ import annotations
@@ -10,32 +12,43 @@ from __future__ import annotations
 import logging
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
+import torch
 from torch.utils.data import DataLoader
 
+from lightning_csn.callbacks import UnreadableVideos
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import find_samples, list_videos, place_paths, read_list
-from lightning_csn.data.dataset import Item, VideoDataset, collate
+from lightning_csn.data.augment import Augment, apply_to_batch
+from lightning_csn.data.dataset import SAMPLINGS, Item, VideoDataset, collate
+from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.motion import usable_processors
-from lightning_csn.data.order import EachVideoOnce
-from lightning_csn.data.samples import Sample
-from lightning_csn.data.transforms import CROPS, SCALE
+from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder
+from lightning_csn.data.reading import READERS
+from lightning_csn.data.samples import Collection, Sample
+from lightning_csn.data.shards import is_packed
+from lightning_csn.data.transforms import CROPS, SCALE, num_views
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
+from lightning_csn.scores import videos_done
 
 _log = logging.getLogger(__name__)
 
 _MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
 _FEW_CLASSES = 20  # that a report names one by one
+STAGES = ("train", "val", "test", "predict")
+POLICIES = ("skip", "blank", "raise")  # for videos that cannot be read
+AUGMENT_ON = ("auto", "workers", "device")
 
 
 class VideoDataModule(L.LightningDataModule):
     """The videos of a folder or of list files.
 
-    The folder holds a folder per class, or train, val (or validation) and test with a folder per class in each. A list
-    file has a path and a label in each line, with commas, tabs or spaces between them.
+    The folder holds a folder per class, or train, val (or validation) and test with a folder per class in each, or what
+    a published data set is handed out as, or what `lightning-csn pack` wrote. A list file has a path and a label in
+    each line, with commas, tabs or spaces between them. What was found is logged when training starts.
 
     How clips look is the model's matter (LitCSN.clip): it comes from the model that the Trainer runs. So does the order
     of the classes, where the model has names for them. The names of files are read at once, the files in the workers.
@@ -43,15 +56,25 @@ class VideoDataModule(L.LightningDataModule):
     In validation, test and prediction every video is seen once, on any number of processes; only a process that would
     get none is given one that another has, for VideoScores to drop.
 
+    What is random in training is a function of the run's seed (that of seed_everything, or one that is drawn), the
+    epoch and the video: not of the number of workers. A checkpoint holds the place within the epoch, so that a run that
+    was stopped in the middle of one goes on with the videos that are left, on any number of processes.
+
     Args:
-        root: Folder of the videos; with list files, where their relative paths start. For predict also one video.
+        root: Folder of the videos, or address of packed ones; with list files, where their relative paths start. For
+            predict also one video.
         train_list: List file of the videos to train on; with any list file, folders are not looked through.
         val_list: List file of the videos to validate on.
         test_list: List file of the videos to test on.
         predict_list: List file of the videos to predict, where labels may be left out. Without it predict takes every
             video in root, however deep, or every video of the other lists.
-        classes: Names of the classes in their order. Without it they are those of the videos, sorted; labels that are
-            numbers are named "0" to the largest.
+        classes: Names of the classes in their order, or a file with one in each line. Without it they are those of the
+            videos, sorted; labels that are numbers are named "0" to the largest.
+        layout: Name of the folder's or the lists' layout, where it is not to be found out.
+        fold: Which of the official splits to take, where a data set has several.
+        index: File that lightning-csn check-data wrote: videos are opened faster, and those known to be unreadable not
+            at all.
+        reader: What reads video files, av or torchcodec. The frames are the same.
         clip: How clips must look, all of it or in part. Not needed with a model; one that differs from the model's is
             an error.
         batch_size: Clips of a training batch on each device.
@@ -59,14 +82,29 @@ class VideoDataModule(L.LightningDataModule):
             views, but at least one. No figure depends on it.
         num_workers: Processes that read videos, for each device. Without it one per processor, 8 at most.
         val_clips: Clips of a video in validation, spread evenly.
-        val_crops: Squares of each of these clips, 1 (the middle) or 3.
+        val_crops: Views of each of these clips, 1 (the square in the middle), 3 (along the longer side), 10 (corners,
+            middle and their mirror images), or full (the whole picture; videos of one batch must be of one size).
         test_clips: Clips of a video in test and prediction, spread evenly.
-        test_crops: Squares of each of these clips, 1 (the middle) or 3.
+        test_crops: Views of each of these clips, as val_crops.
+        sampling: Where the frames of a clip lie: clip, next to each other; segments, one from each of as many equal
+            parts of the video.
+        train_clips: Clips of a training video in its batch, all decoded at once; batch_size counts videos.
         flip: How often a training clip is mirrored, 0 to 1.
         flip_classes: Pairs of classes that are each other's mirror image, such as [[left, right]].
         scale: Smallest and largest share of a picture's area that a training clip is cut from.
-        on_unreadable: What happens at a video that cannot be read while training: skip leaves it out of its batch,
-            which is counted and logged; raise ends the run. In validation and test such videos are always counted.
+        short_sides: Smallest and largest short side in pixels that a training picture is scaled to before a square is
+            cut out; in place of scale.
+        augment: Changes of a training clip's colours and shape: none, randaugment or trivialaugment.
+        color_jitter: How much brightness, contrast and saturation of a training clip change, 0 to 1.
+        erasing: How often a part of a training clip is made black, 0 to 1.
+        augment_on: Where these are made: workers, device, or auto: on the device if it is a GPU. The result is the
+            same.
+        on_unreadable: What happens at a video that cannot be read: skip leaves it out of its batch; blank puts a gray
+            clip into its place, for networks that need full batches; raise ends the run. For all stages, or by stage,
+            as in {train: skip, test: raise}. Such videos are always counted and listed, and never replaced by others.
+        unreadable_limit: Share of the videos of a split; if more of them cannot be read, the run ends. 1 is no limit.
+            A prediction lists those that cannot be read in its answers and has no limit.
+        read_timeout: Seconds after which a video counts as unreadable that is still being read; null is no limit.
     """
 
     def __init__(
@@ -77,19 +115,32 @@ class VideoDataModule(L.LightningDataModule):
         val_list: str | os.PathLike[str] | None = None,
         test_list: str | os.PathLike[str] | None = None,
         predict_list: str | os.PathLike[str] | None = None,
-        classes: Sequence[str] | None = None,
+        classes: Sequence[str] | str | os.PathLike[str] | None = None,
+        layout: str | None = None,
+        fold: int = 1,
+        index: str | os.PathLike[str] | None = None,
+        reader: str = "av",
         clip: ClipSpec | dict[str, Any] | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         num_workers: int | None = None,
         val_clips: int = 1,
-        val_crops: int = 1,
+        val_crops: int | str = 1,
         test_clips: int = 10,
-        test_crops: int = 3,
+        test_crops: int | str = 3,
+        sampling: str = "clip",
+        train_clips: int = 1,
         flip: float = 0.5,
         flip_classes: Sequence[Sequence[str]] | None = None,
         scale: tuple[float, float] = SCALE,
-        on_unreadable: str = "skip",
+        short_sides: tuple[int, int] | None = None,
+        augment: str = "none",
+        color_jitter: float = 0.0,
+        erasing: float = 0.0,
+        augment_on: str = "auto",
+        on_unreadable: dict[str, str] | str = "skip",
+        unreadable_limit: float = 0.1,
+        read_timeout: float | None = 60.0,
     ) -> None:
         super().__init__()
         for name, value in (
@@ -97,6 +148,8 @@ class VideoDataModule(L.LightningDataModule):
             ("eval_batch_size", eval_batch_size),
             ("val_clips", val_clips),
             ("test_clips", test_clips),
+            ("train_clips", train_clips),
+            ("fold", fold),
         ):
             if value is not None:
                 check_count(name, value)
@@ -107,7 +160,14 @@ class VideoDataModule(L.LightningDataModule):
         check_number("flip", flip, 0, 1)
         if not (isinstance(scale, Sequence) and len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(f"scale is two shares of the area, above 0, up to 1, the smaller first; got {scale}")
-        check_choice("on_unreadable", on_unreadable, ("skip", "raise"))
+        if short_sides is not None and not (isinstance(short_sides, Sequence) and len(short_sides) == 2):
+            raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {short_sides}")
+        check_choice("sampling", sampling, SAMPLINGS)
+        check_choice("reader", reader, READERS)
+        check_choice("augment_on", augment_on, AUGMENT_ON)
+        check_number("unreadable_limit", unreadable_limit, 0, 1)
+        if read_timeout is not None:
+            check_number("read_timeout", read_timeout, 0)
 
         self._root = None if root is None else os.fspath(root)
         given = {"train": train_list, "val": val_list, "test": test_list}
@@ -115,7 +175,10 @@ class VideoDataModule(L.LightningDataModule):
         self._predict_list = None if predict_list is None else os.fspath(predict_list)
         self._given_clip = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
         self.clip: ClipSpec | None = None  # known in setup, or when a loader is made
-        self.samples, self.classes = self._find(classes)
+        self._layout, self._fold = layout, fold
+        self._index_path = None if index is None else os.fspath(index)
+        self._index: VideoIndex | None = None  # read when a loader is made
+        self._take(self._find(classes))
         self._to_predict: list[Sample] | None = None  # found when asked for
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -123,18 +186,34 @@ class VideoDataModule(L.LightningDataModule):
         self.val_clips, self.val_crops = val_clips, val_crops
         self.test_clips, self.test_crops = test_clips, test_crops
         self.predict_clips, self.predict_crops = test_clips, test_crops
+        self.reader = reader
+        self.sampling = sampling
+        self.train_clips = train_clips
         self.flip = flip
         self.flip_classes = [list(pair) for pair in flip_classes or ()]
         self.scale = (scale[0], scale[1])
-        self.on_unreadable = on_unreadable
+        self.short_sides = None if short_sides is None else (short_sides[0], short_sides[1])
+        self.augment = Augment(augment, color_jitter=color_jitter, erasing=erasing)
+        self.augment_on = augment_on
+        self._augment_here = False  # in on_after_batch_transfer; known when the training loader is made
+        self.on_unreadable = policies(on_unreadable)
+        self.unreadable_limit = unreadable_limit
+        self.read_timeout = read_timeout
+        self._train_loader: ResumableLoader | None = None
+        self._place: dict[str, int] = {}  # in an epoch, from a checkpoint; taken up by the next training loader
         if self.samples:
             mirror_map(self.flip_classes, self.classes)
+        class_names = os.fspath(classes) if isinstance(classes, str | os.PathLike) else classes and list(classes)
         self.save_hyperparameters(
             {
                 "root": self._root,
                 **{f"{split}_list": self._lists.get(split) for split in given},
                 "predict_list": self._predict_list,
-                "classes": None if classes is None else list(classes),
+                "classes": class_names,
+                "layout": layout,
+                "fold": fold,
+                "index": self._index_path,
+                "reader": reader,
                 "clip": self._given_clip or None,
                 "batch_size": batch_size,
                 "eval_batch_size": eval_batch_size,
@@ -143,10 +222,19 @@ class VideoDataModule(L.LightningDataModule):
                 "val_crops": val_crops,
                 "test_clips": test_clips,
                 "test_crops": test_crops,
+                "sampling": sampling,
+                "train_clips": train_clips,
                 "flip": flip,
                 "flip_classes": self.flip_classes or None,
                 "scale": list(scale),
-                "on_unreadable": on_unreadable,
+                "short_sides": None if short_sides is None else list(short_sides),
+                "augment": augment,
+                "color_jitter": color_jitter,
+                "erasing": erasing,
+                "augment_on": augment_on,
+                "on_unreadable": on_unreadable if isinstance(on_unreadable, str) else dict(on_unreadable),
+                "unreadable_limit": unreadable_limit,
+                "read_timeout": read_timeout,
             },
             logger=False,
         )
@@ -173,7 +261,7 @@ class VideoDataModule(L.LightningDataModule):
             self.classes = list(names)
         elif names is not None and list(names) != self.classes and (stage != "fit" or len(names) == len(self.classes)):
             try:
-                self.samples, self.classes = self._find(names)
+                self._take(self._find(names))
             except InputError as error:
                 if stage != "fit":
                     raise
@@ -181,6 +269,8 @@ class VideoDataModule(L.LightningDataModule):
                     f"{error}; for a new head, pass classes=data.classes where the model is made ('lightning-csn fit "
                     "--model.pretrained' does it by itself)"
                 ) from error
+        if self.trainer is not None and not any(isinstance(one, UnreadableVideos) for one in self.trainer.callbacks):
+            self.trainer.callbacks.append(UnreadableVideos())  # type: ignore[attr-defined]  # keeps unreadable_limit
         if stage == "predict":
             self._to_predict = None
         elif stage == "fit":
@@ -196,30 +286,58 @@ class VideoDataModule(L.LightningDataModule):
                 )
 
     def train_dataloader(self) -> DataLoader[Item]:
-        """Batches of random clips in random order; Lightning shares them out among processes."""
-        dataset = VideoDataset(
-            self._samples_for("train"),
-            self._clip(),
-            train=True,
+        """Batches of random clips in random order, each video on one of the processes."""
+        on_gpu = self._on_gpu()
+        self._augment_here = self.augment_on == "device" or (self.augment_on == "auto" and on_gpu)
+        dataset = self._dataset(
+            "train",
+            clips=self.train_clips,
             flip=self.flip,
             scale=self.scale,
+            short_sides=self.short_sides,
             mirrored=mirror_map(self.flip_classes, self.classes),
+            augment=None if self._augment_here or self.augment.nothing else self.augment,
         )
-        return self._loader(dataset, batch_size=self.batch_size, shuffle=True)
+        processes, rank = self._processes()
+        loader = ResumableLoader(
+            dataset,
+            batch_size=self.batch_size,
+            sampler=TrainOrder(len(dataset), seed=self._base_seed(), world_size=processes, rank=rank),
+            progress=self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer is not None else None,
+            **self._loading(),
+        )
+        loader.load_state_dict(self._place)
+        self._place, self._train_loader = {}, loader
+        return loader
 
     def val_dataloader(self) -> DataLoader[Item] | list[DataLoader[Item]]:
         """Every validation video once; no loader where training goes without validation."""
         if not self.has_split("val") and self._fitting():
             return []  # Lightning takes that, with a warning that their total length is zero
-        return self._evaluation_loader(self._samples_for("val"), self.val_clips, self.val_crops)
+        return self._evaluation_loader("val", self.val_clips, self.val_crops)
 
     def test_dataloader(self) -> DataLoader[Item]:
         """Every test video once; all videos of a folder without splits."""
-        return self._evaluation_loader(self._samples_for("test"), self.test_clips, self.test_crops)
+        return self._evaluation_loader("test", self.test_clips, self.test_crops)
 
     def predict_dataloader(self) -> DataLoader[Item]:
         """Every video to predict once, with label -1; `predict_samples` has their paths."""
-        return self._evaluation_loader(self.predict_samples, self.predict_clips, self.predict_crops)
+        return self._evaluation_loader("predict", self.predict_clips, self.predict_crops)
+
+    def samples_of(self, stage: str) -> list[Sample]:
+        """The videos of train, val, test or predict; InputError where there are none."""
+        return self.predict_samples if stage == "predict" else self._samples_for(stage)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the epoch of training; also in the loader's own state, where Lightning may not look in time:
+        it restores that when it makes the loader, and LitCSN needs the loader before the checkpoint is read.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with training from such a place."""
+        if self._fitting():
+            self._place = state_dict.get("train", {})
 
     @property
     def predict_samples(self) -> list[Sample]:
@@ -233,28 +351,38 @@ class VideoDataModule(L.LightningDataModule):
     def _find_to_predict(self) -> list[Sample]:
         if self._predict_list is not None:
             paths = place_paths(read_list(self._predict_list), self._predict_list, self._root)
-        elif self._lists:
-            paths = [sample.path for samples in self.samples.values() for sample in samples]
+        elif self._lists or (self._root is not None and is_packed(self._root)):
+            found = [sample for samples in self.samples.values() for sample in samples]
+            return [sample._replace(label=-1, video=video) for video, sample in enumerate(found)]
         else:
             assert self._root is not None  # find_samples has refused a module without any videos
             paths = list_videos(self._root)
         return [Sample(path, -1, video) for video, path in enumerate(paths)]
 
     def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """End the run at an unreadable training video, if that was asked for; here, not in a worker, whose error
-        would come with the worker's traceback for a message.
-        """
-        if self.on_unreadable == "raise" and self._training() and batch["unreadable"]:
-            raise InputError(batch["unreadable"][0][1])
+        """End the run at a batch that could not be put together."""
+        if "error" in batch:
+            raise InputError(batch["error"])
         return batch
 
-    def _find(self, classes: Sequence[str] | None) -> tuple[dict[str, list[Sample]], list[str]]:
-        """The samples of each split, and the classes; nothing of either where there are only videos to predict."""
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Change training clips where they are now, if workers did not; a gray clip stays as it is."""
+        if self._augment_here and self._training() and not self.augment.nothing:
+            shown = ~batch["blank"]
+            changed = apply_to_batch(self.augment, batch["clips"][shown], batch["seeds"][shown])
+            batch["clips"] = batch["clips"].index_put((shown,), changed)
+        return batch
+
+    def _find(self, classes: Sequence[str] | str | os.PathLike[str] | None) -> Collection:
+        """The samples of each split, and the classes; no samples where there are only videos to predict."""
         only_file = self._root is not None and os.path.isfile(self._root)
         if not self._lists and (only_file or self._predict_list is not None):
-            return {}, list(classes or [])
-        found = find_samples(self._root, lists=self._lists, classes=classes)
-        return found.samples, found.classes
+            return Collection({}, [] if classes is None or isinstance(classes, str | os.PathLike) else list(classes), "")
+        return find_samples(self._root, lists=self._lists, classes=classes, layout=self._layout, fold=self._fold)
+
+    def _take(self, found: Collection) -> None:
+        self.samples, self.classes = found.samples, found.classes
+        self.multi_label, self._found_as = found.multi_label, found.layout
 
     def _complete_clip(self, model: ClipSpec | None) -> ClipSpec:
         """The model's clip, or the given one without a model; InputError where they differ or one is not whole."""
@@ -285,8 +413,10 @@ class VideoDataModule(L.LightningDataModule):
         """Log how many videos of each class there are, once."""
         if self.trainer is not None and not self.trainer.is_global_zero:
             return
+        _log.info("videos found as: %s", self._found_as)
         for split, samples in self.samples.items():
-            counts = Counter(sample.label for sample in samples)
+            labels = ([sample.label] if isinstance(sample.label, int) else sample.label for sample in samples)
+            counts = Counter(number for numbers in labels for number in numbers)
             _log.info("%s: %d videos; %s", split, len(samples), count_text(counts, self.classes))
         if not self.has_split("val"):
             _log.info("no validation videos: training goes without validation")
@@ -297,29 +427,75 @@ class VideoDataModule(L.LightningDataModule):
     def _training(self) -> bool:
         return self.trainer is not None and self.trainer.training
 
-    def _evaluation_loader(self, samples: Sequence[Sample], clips: int, crops: int) -> DataLoader[Item]:
-        dataset = VideoDataset(samples, self._clip(), train=False, clips=clips, crops=crops)
-        processes, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
-        return self._loader(
-            dataset,
-            batch_size=self.eval_batch_size or max(1, self.batch_size // (clips * crops)),
-            sampler=EachVideoOnce(dataset, num_replicas=processes, rank=rank),
+    def _on_gpu(self) -> bool:
+        return self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
+
+    def _processes(self) -> tuple[int, int]:
+        """How many processes there are, and the number of this one."""
+        return (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+
+    def _base_seed(self) -> int:
+        """The seed of the order and of everything random in training: that of seed_everything, or one for the run."""
+        given = os.environ.get("PL_GLOBAL_SEED")
+        if given is not None:
+            return int(given)
+        seed = int(torch.randint(2**31, ()))
+        return seed if self.trainer is None else int(self.trainer.strategy.broadcast(seed))
+
+    def _dataset(self, stage: str, **options: Any) -> VideoDataset:
+        if self._index_path is not None and self._index is None:
+            self._index = VideoIndex.read(self._index_path)
+        return VideoDataset(
+            self.samples_of(stage),
+            self._clip(),
+            train=stage == "train",
+            sampling=self.sampling,
+            num_classes=self.num_classes if self.multi_label else None,
+            blank=self.on_unreadable[stage] == "blank",
+            reader=self.reader,
+            index=self._index,
+            read_timeout=self.read_timeout,
+            **options,
         )
 
-    def _loader(self, dataset: VideoDataset, **options: Any) -> DataLoader[Item]:
+    def _evaluation_loader(self, stage: str, clips: int, crops: int | str) -> DataLoader[Item]:
+        dataset = self._dataset(stage, clips=clips, crops=crops)
+        processes, rank = self._processes()
+        fitting = 1 if crops == "full" else max(1, self.batch_size // (clips * num_views(crops)))
+        return DataLoader(
+            dataset,
+            batch_size=self.eval_batch_size or fitting,
+            sampler=EachVideoOnce(dataset, num_replicas=processes, rank=rank),
+            **self._loading(),
+        )
+
+    def _loading(self) -> dict[str, Any]:
+        """The options that all loaders share."""
         workers = self.num_workers
         if workers is None:
             devices = self.trainer.num_devices if self.trainer is not None else 1
             workers = min(_MOST_WORKERS, max(1, usable_processors() // devices))
-        on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
-        return DataLoader(
-            dataset,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=on_gpu,
-            collate_fn=collate,
-            **options,
-        )
+        return {
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "pin_memory": self._on_gpu(),
+            "collate_fn": collate,
+        }
+
+
+def policies(on_unreadable: Mapping[str, str] | str) -> dict[str, str]:
+    """What happens at an unreadable video in each stage, from one word for all or from some of them by stage.
+
+    >>> policies("blank")
+    {'train': 'blank', 'val': 'blank', 'test': 'blank', 'predict': 'blank'}
+    >>> policies({"train": "skip", "val": "raise"})
+    {'train': 'skip', 'val': 'raise', 'test': 'skip', 'predict': 'skip'}
+    """
+    given = dict.fromkeys(STAGES, on_unreadable) if isinstance(on_unreadable, str) else dict(on_unreadable)
+    for stage, policy in given.items():
+        check_choice("a stage of on_unreadable", stage, STAGES)
+        check_choice("on_unreadable", policy, POLICIES)
+    return {stage: given.get(stage, "skip") for stage in STAGES}
 
 
 def mirror_map(pairs: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[int, int]:

@@ -1,0 +1,526 @@
+"""The scores of each view of a test in one .npz file: another average costs no second run, a stopped test goes on.
+
+Shapes: N videos, V views of each, K classes. The views of a video are ordered by clip, then by crop. A file holds
+
+- videos int64 (N,): numbers within the split, ascending. labels int64 (N,), or float32 (N, K) of 0 and 1.
+- logits float32 (N, V, K). short bool (N,): shorter than a clip. blank bool (N,): unreadable, scored as gray clips.
+- paths (N,): where the data has paths, else empty.
+- unreadable int64 (U,) and messages (U,): what could not be read, and why.
+- about: text, the JSON of About.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import time
+import uuid
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from lightning_csn.data.samples import Sample
+from lightning_csn.errors import InputError
+from lightning_csn.metrics import VideoScores, average_precisions, gather, mean_to_score, protocol_text, view_text
+
+_log = logging.getLogger(__name__)
+
+Answer = TypeVar("Answer")
+
+VERSION = 1
+_ARRAYS = ("videos", "labels", "logits", "short", "blank", "unreadable", "messages", "about")  # of parts too
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """Whose scores these are, of what, and how they were measured.
+
+    network: sha256 of the weights. videos: what is known of the videos of the split (see `describe_videos`); None where
+    the data does not tell. protocol: as LitCSN.protocol gives it. average: what the test took the mean of.
+    classes: their names, None where they have none. multi_label: whether a video may have several.
+    """
+
+    network: str
+    videos: dict[str, Any] | None
+    protocol: dict[str, Any]
+    average: str
+    classes: list[str] | None
+    multi_label: bool
+    version: int = VERSION
+
+    def differences(self, other: About) -> list[str]:
+        """In what the tests differ, so that the scores of one are not those of the other; the average is no such thing.
+
+        >>> one = About(network="ab" * 32, videos=None, protocol={"clips": 10}, average="logits", classes=None,
+        ...             multi_label=False)
+        >>> one.differences(dataclasses.replace(one, network="cd" * 32, protocol={"clips": 5}))
+        ['network abababababab and cdcdcdcdcdcd (sha256)', 'clips 10 and 5']
+        """
+        found = []
+        if self.network != other.network:
+            found.append(f"network {self.network[:12]} and {other.network[:12]} (sha256)")
+        if self.videos != other.videos:
+            found.append(f"videos {video_text(self.videos)} and {video_text(other.videos)}")
+        names = self.protocol | other.protocol
+        mine, theirs = self.protocol, other.protocol
+        found += [
+            f"{name} {mine.get(name)} and {theirs.get(name)}" for name in names if mine.get(name) != theirs.get(name)
+        ]
+        if self.multi_label != other.multi_label:
+            found.append(f"multi_label {self.multi_label} and {other.multi_label}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The logits of each view of the videos of a test; the fields are those of the file.
+
+    views: which views these are, in words.
+    """
+
+    videos: Tensor
+    labels: Tensor
+    logits: Tensor
+    short: Tensor
+    blank: Tensor
+    paths: list[str]
+    unreadable: dict[int, str]
+    about: About
+    views: str
+
+    def probabilities(self, average: str | None = None) -> Tensor:
+        """Probabilities (N, K), the same to the last digit as in a test with this `average`; None is the test's own."""
+        return mean_to_score(self.logits, average or self.about.average, multi_label=self.about.multi_label)
+
+    def compute(self, average: str | None = None) -> dict[str, float]:
+        """The figures of VideoScores, the same to the last digit as those of a test with this `average`."""
+        scores = VideoScores(self.logits.shape[-1], multi_label=self.about.multi_label)
+        short, blank = (self.videos[chosen].tolist() for chosen in (self.short, self.blank))
+        scores.update(self.videos, self.labels, self.probabilities(average), list(self.unreadable), short, blank)
+        return {name: value.item() for name, value in scores.compute().items()}
+
+    def select(self, clips: Sequence[int] | None = None, crops: Sequence[int] | None = None) -> Scores:
+        """With the views of these clips and crops alone, numbered from 0; None for all.
+
+        A file that does not tell its clips and crops has V clips of one crop. InputError for numbers not there.
+        """
+        protocol = self.about.protocol
+        views = self.logits.shape[1]
+        num_clips = protocol["clips"] or views
+        num_crops = views // num_clips
+        picked = []
+        for name, chosen, count in (("clips", clips, num_clips), ("crops", crops, num_crops)):
+            chosen = range(count) if chosen is None else sorted(set(chosen))
+            if not chosen or chosen[0] < 0 or chosen[-1] >= count:
+                raise InputError(f"{name} {listed(chosen)}: there are {name} 0 to {count - 1}")
+            picked.append((name, chosen, count))
+        (_, clips, _), (_, crops, _) = picked
+        if len(clips) * len(crops) == views:
+            return self
+        words = (
+            f"{count} {name}" if len(chosen) == count else f"{name} {listed(chosen)} of {count}"
+            for name, chosen, count in picked
+        )
+        numbers = [clip * num_crops + crop for clip in clips for crop in crops]
+        return dataclasses.replace(self, logits=self.logits[:, numbers], views=" x ".join(words))
+
+    def protocol(self, average: str | None = None) -> str:
+        """How the figures were measured, in words."""
+        return protocol_text(self.about.protocol, average or self.about.average, self.views)
+
+    def class_names(self) -> list[str]:
+        """Names of the K classes; their numbers where they have none."""
+        return self.about.classes or [str(number) for number in range(self.logits.shape[-1])]
+
+    def per_class(self, average: str | None = None) -> list[dict[str, Any]]:
+        """Of each class that any video has: class, videos, and top1 (or average_precision, with multi_label)."""
+        probabilities = self.probabilities(average)
+        if self.about.multi_label:
+            name, counts, figures = (
+                "average_precision",
+                self.labels.sum(0),
+                average_precisions(self.labels, probabilities),
+            )
+        else:
+            k = len(self.class_names())
+            name, counts = "top1", torch.bincount(self.labels, minlength=k)
+            figures = torch.bincount(self.labels[probabilities.argmax(-1) == self.labels], minlength=k) / counts
+        rows = zip(self.class_names(), counts.tolist(), figures.tolist(), strict=True)
+        return [{"class": each, "videos": int(count), name: figure} for each, count, figure in rows if count]
+
+    def confusion(self, average: str | None = None) -> list[dict[str, Any]]:
+        """How many videos of which class got which answer: class, answer, videos, for all that is not 0.
+
+        With multi_label, of each class: class, and how many videos are right and wrong where 0.5 and more is a yes:
+        true_positives, false_positives, false_negatives, true_negatives.
+        """
+        names, probabilities = self.class_names(), self.probabilities(average)
+        if self.about.multi_label:
+            truth, answer = self.labels.bool(), probabilities >= 0.5
+            kinds = {
+                "true_positives": truth & answer,
+                "false_positives": ~truth & answer,
+                "false_negatives": truth & ~answer,
+                "true_negatives": ~truth & ~answer,
+            }
+            counts = {kind: found.sum(0).tolist() for kind, found in kinds.items()}
+            return [{"class": name} | {kind: counts[kind][k] for kind in kinds} for k, name in enumerate(names)]
+        pairs = torch.bincount(self.labels * len(names) + probabilities.argmax(-1), minlength=len(names) ** 2)
+        return [
+            {"class": names[pair // len(names)], "answer": names[pair % len(names)], "videos": int(pairs[pair])}
+            for pair in pairs.nonzero()[:, 0].tolist()
+        ]
+
+
+class ScoresWriter(Callback):
+    """Writes the scores of each view of a test into `path` (.npz), on any number of processes; see the module.
+
+    While the test runs, each process writes what it has found as parts into the folder `path`.parts, of which the file
+    is made at the end. A test that was stopped, by whatever means, and is started again takes them up: VideoDataModule
+    leaves out the videos that are there, and all figures are those of a test in one go. What could not be read is tried
+    again. Scores of another network, of other videos or of another protocol are refused; files of the same names that
+    hold something else by now are not noticed.
+
+    videos_per_part, seconds_per_part: a part is written after so many videos or so long, whichever is first.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, videos_per_part: int = 64, seconds_per_part: float = 60.0
+    ) -> None:
+        self.path = Path(path)
+        if self.path.suffix != ".npz" or self.path.is_dir():
+            raise InputError(f"{path}: scores are written into one file, whose name ends in .npz")
+        self.videos_per_part = videos_per_part
+        self.seconds_per_part = seconds_per_part
+        self._forget()
+
+    @property
+    def folder(self) -> Path:
+        """Where the parts of a test lie while it runs."""
+        return parts_folder(self.path)
+
+    def _forget(self) -> None:
+        self._about: About | None = None  # of the test that is running
+        self._paths: dict[int, str] = {}
+        self._done: set[int] = set()
+        self._found: dict[str, Tensor] | None = None  # of the done ones, on the first process
+        self._written: dict[int, bool] = {}  # numbers of the videos that this process wrote
+        self._rows: list[dict[str, Tensor]] = []
+        self._unreadable: dict[int, str] = {}
+        self._run, self._parts = uuid.uuid4().hex[:12], 0
+        self._flushed = time.monotonic()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Nothing is left of a test before."""
+        self._forget()
+
+    def videos_done(self, trainer: Trainer, samples: Sequence[Sample] | None) -> set[int]:
+        """Take up what was found before, and give the numbers of the videos that need not be seen again.
+
+        All processes call this together, with the weights in place. samples: of the split; None where the data does not
+        tell. Raises InputError where the scores that are there are not of this test.
+        """
+        self._paths = {sample.video: sample.path for sample in samples or ()}
+
+        def take_up() -> tuple[About, set[int]]:
+            about, sources = describe_test(trainer, samples), self._sources()
+            if not sources:
+                return about, set()
+            if samples is None:
+                raise InputError(
+                    f"{sources[0]} holds scores already, and this data does not tell its videos, so that nobody knows "
+                    "if they are the same; give another file for the scores, or delete that one"
+                )
+            stored = merge(sources, about)
+            found = {"videos": stored.videos, "labels": stored.labels, "short": stored.short}
+            found["probabilities"] = stored.probabilities(about.average)
+            self._found = {name: tensor[~stored.blank] for name, tensor in found.items()}
+            done = set(self._found["videos"].tolist())
+            _log.info("%s: %d of %d videos are scored already", self.path, len(done), len(self._paths))
+            return about, done
+
+        self._about, self._done = on_first_process(trainer, take_up)
+        return self._done
+
+    def _sources(self) -> list[Path]:
+        return ([self.path] if self.path.exists() else []) + sorted(self.folder.glob("*.npz"))
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Data that did not ask what is done has everything seen."""
+        if self._about is None:
+            self.videos_done(trainer, None)
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """What was found before counts as if it were found now."""
+        if self._found is not None:
+            module: Any = pl_module
+            found = {name: tensor.to(pl_module.device) for name, tensor in self._found.items()}
+            short = found["videos"][found["short"]].tolist()
+            module.test_scores.update(found["videos"], found["labels"], found["probabilities"], short=short)
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep what test_step gave of a batch, and write a part if it is time."""
+        videos = outputs["videos"].cpu()
+        row = {name: outputs[name].cpu() for name in ("labels", "logits", "short")}
+        row |= {"videos": videos, "blank": outputs.get("blank", torch.zeros_like(videos, dtype=torch.bool)).cpu()}
+        new = torch.tensor([number not in self._done for number in videos.tolist()], dtype=torch.bool)
+        self._rows.append({name: tensor[new] for name, tensor in row.items()})
+        self._unreadable |= dict(outputs["unreadable"])
+        count = sum(len(rows["videos"]) for rows in self._rows) + len(self._unreadable)
+        if count >= self.videos_per_part or (count and time.monotonic() - self._flushed > self.seconds_per_part):
+            self._write_part(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """What was found before something went wrong is kept."""
+        self._write_part(trainer)
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Make the file of the parts of all processes."""
+        self._write_part(trainer)
+        written = gather(self._written)
+        on_first_process(trainer, lambda: self._finish(written))
+
+    def _write_part(self, trainer: Trainer) -> None:
+        rows, unreadable = self._rows, self._unreadable
+        self._rows, self._unreadable, self._flushed = [], {}, time.monotonic()
+        if not rows or self._about is None:
+            return
+        if len(views := {row["logits"].shape[1] for row in rows}) > 1:
+            raise InputError(f"scores need as many views of one video as of another, got {sorted(views)}")
+        arrays = {name: torch.cat([row[name] for row in rows]).numpy() for name in rows[0]}
+        # By process first, so that of a video that two have seen the same one counts as in VideoScores.
+        part = self.folder / f"{trainer.global_rank:05d}-{self._run}-{self._parts:06d}.npz"
+        write_arrays(part, pack(arrays, unreadable, self._about))
+        self._parts += 1
+        self._written |= dict.fromkeys(arrays["videos"].tolist(), True)
+
+    def _finish(self, written: Mapping[int, bool]) -> None:
+        """One file of what is there."""
+        assert self._about is not None
+        scores = merge(self._sources(), self._about)
+        if missing := sorted(set(written) - set(scores.videos.tolist())):
+            raise InputError(
+                f"{self.folder}: other processes wrote the scores of {len(missing)} videos, the first of them number "
+                f"{missing[0]}, that are not there; put the file where all machines see the same folder"
+            )
+        names = ("videos", "labels", "logits", "short", "blank")
+        arrays = {name: getattr(scores, name).numpy() for name in names}
+        paths = [self._paths.get(number, "") for number in scores.videos.tolist()]
+        write_arrays(self.path, pack(arrays, scores.unreadable, self._about) | {"paths": np.array(paths, dtype=str)})
+        for part in self.folder.iterdir():
+            part.unlink()
+        self.folder.rmdir()
+        count = len(scores.videos)
+        _log.info("scores of each view: %s (%d video%s)", self.path, count, "s" * (count != 1))
+
+
+def videos_done(trainer: Trainer | None, samples: Sequence[Sample]) -> set[int]:
+    """Numbers of the videos of a test that need not be seen again, for a DataModule to leave out."""
+    if trainer is None or not trainer.testing:
+        return set()
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    done = [writer.videos_done(trainer, samples) for writer in callbacks if isinstance(writer, ScoresWriter)]
+    return set.intersection(*done) if done else set()
+
+
+def describe_test(trainer: Trainer, samples: Sequence[Sample] | None) -> About:
+    """What the test that is about to run is of."""
+    module: Any = trainer.lightning_module
+    return About(
+        network=hash_weights(module.network),
+        videos=None if samples is None else describe_videos(samples),
+        protocol=module.protocol("test"),
+        average=module.hparams["average"],
+        classes=module.classes,
+        multi_label=module.multi_label,
+    )
+
+
+def hash_weights(network: nn.Module) -> str:
+    """sha256 of the names, types, shapes and bytes of all tensors of a network."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def describe_videos(samples: Sequence[Sample]) -> dict[str, Any]:
+    """count, first (a path) and sha256 of paths, labels and parts; paths from the folder on that all of them share.
+
+    >>> videos = [Sample("a/run/1.mp4", 0, 0), Sample("a/walk/2.mp4", 1, 1)]
+    >>> describe_videos(videos)["first"]
+    'run/1.mp4'
+    >>> describe_videos(videos) == describe_videos([s._replace(path=f"/data/{s.path}") for s in videos])
+    True
+    """
+    paths = [sample.path.replace(os.sep, "/") for sample in samples]
+    shared = os.path.commonprefix(paths)  # noqa: RUF071 - by letters, up to a slash: commonpath knows no addresses
+    names = [path[shared.rfind("/") + 1 :] for path in paths]
+    rows = [[name, sample.label, sample.part] for name, sample in zip(names, samples, strict=True)]
+    return {"count": len(rows), "first": names[0] if names else "", "sha256": hash_json(rows)}
+
+
+def hash_json(value: Any) -> str:
+    """sha256 of plain values."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def video_text(videos: Mapping[str, Any] | None) -> str:
+    """What is known of the videos of a split, in words."""
+    return "unknown" if videos is None else f"{videos['count']} from {videos['first']} on ({videos['sha256'][:12]})"
+
+
+def parts_folder(path: Path) -> Path:
+    """Where the parts of a file of scores lie before it is written."""
+    return path.with_name(f"{path.name}.parts")
+
+
+def pack(arrays: dict[str, np.ndarray], unreadable: Mapping[int, str], about: About) -> dict[str, np.ndarray]:
+    """The arrays of a file."""
+    return arrays | {
+        "unreadable": np.array(list(unreadable), dtype=np.int64),
+        "messages": np.array(list(unreadable.values()), dtype=str),
+        "about": np.array(json.dumps(dataclasses.asdict(about))),
+    }
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz file: beside its place, then renamed, so that a file that is there is whole."""
+    beside = path.with_name(f"{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # names of arrays, none of which is allow_pickle
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except OSError as error:
+        raise InputError(f"{path}: the scores cannot be written: {error.strerror}") from error
+
+
+def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    """Some arrays of a file of scores; InputError where it is none."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in names if name in file or name in _ARRAYS}
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"{path}: no scores of a test, or a damaged file: {error}") from error
+
+
+def read_scores(path: str | os.PathLike[str]) -> Scores:
+    """The scores of a test; InputError where the file is none, or not finished."""
+    path = Path(path)
+    if not path.exists() and parts_folder(path).is_dir():
+        raise InputError(
+            f"{path}: the test was stopped before all its videos were scored; the same command again goes on with it"
+        )
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file; 'lightning-csn test ... --scores {path}' writes it")
+    return merge([path])
+
+
+def read_about(path: Path) -> About:
+    """Whose scores a file or a part holds."""
+    values = json.loads(str(read_arrays(path, ["about"])["about"]))
+    if values.get("version") != VERSION:
+        raise InputError(
+            f"{path}: scores of version {values.get('version')}, this lightning-csn reads version {VERSION}"
+        )
+    return About(**values)
+
+
+def merge(paths: Sequence[Path], about: About | None = None) -> Scores:
+    """What files and parts of one test hold together, each video once, in the order of their numbers.
+
+    Of a video that several hold, one that could be read is taken, and else that of the first file. about: of the test;
+    InputError where a file is of another. Without it the first file says what it is of.
+    """
+    expected = about or read_about(paths[0])
+    places: dict[int, tuple[bool, int, int]] = {}  # of each video: blank, file, row
+    few: list[dict[str, np.ndarray]] = []
+    messages: dict[int, str] = {}
+    known: dict[int, str] = {}
+    for i, path in enumerate(paths):
+        if differences := read_about(path).differences(expected):
+            raise InputError(
+                f"{path} holds the scores of another test (there and here): {'; '.join(differences)}; give another "
+                "file for the scores, or delete that one"
+            )
+        few.append(read_arrays(path, ["videos", "labels", "short", "blank", "unreadable", "messages", "paths"]))
+        rows = zip(few[i]["videos"].tolist(), few[i]["blank"].tolist(), strict=True)
+        for row, (video, blank) in enumerate(rows):
+            places[video] = min(places.get(video, (True, len(paths), 0)), (blank, i, row))
+        messages |= dict(zip(few[i]["unreadable"].tolist(), few[i]["messages"].tolist(), strict=True))
+        known |= dict(zip(few[i]["videos"].tolist(), few[i].get("paths", np.array([])).tolist(), strict=False))
+    videos = sorted(places)
+    logits: np.ndarray = np.empty(0)
+    for i, path in enumerate(paths):  # one after the other: those of a large test may be all that fits into memory
+        found = read_arrays(path, ["logits"])["logits"]
+        if i == 0:
+            logits = np.empty((len(videos), *found.shape[1:]), dtype=np.float32)
+        if found.shape[1:] != logits.shape[1:]:
+            raise InputError(f"{path}: {found.shape[1:]} views and classes, but {logits.shape[1:]} in {paths[0]}")
+        chosen = [(place, places[video][2]) for place, video in enumerate(videos) if places[video][1] == i]
+        if chosen:
+            target, source = np.array(chosen).T
+            logits[target] = found[source]
+
+    def column(name: str) -> Tensor:
+        rows = [few[i][name][row] for _, i, row in (places[video] for video in videos)]
+        return torch.from_numpy(np.array(rows, dtype=few[0][name].dtype).reshape(len(videos), *few[0][name].shape[1:]))
+
+    scores = {name: column(name) for name in ("videos", "labels", "short", "blank")}
+    clips, crops = (expected.protocol[name] for name in ("clips", "crops"))
+    v = logits.shape[1]
+    return Scores(
+        **scores,
+        logits=torch.from_numpy(logits),
+        paths=[known.get(video, "") for video in videos],
+        unreadable={n: messages[n] for n in sorted(messages) if n not in places or places[n][0]},
+        about=expected,
+        views=view_text(clips, crops) if clips and crops else f"{v} view{'s' * (v != 1)}",
+    )
+
+
+def on_first_process(trainer: Trainer, work: Callable[[], Answer]) -> Answer:
+    """What `work` gives on the first process, on all of them. Its InputError is raised on all, or the others would wait
+    for one that has ended.
+    """
+    answer, problem = None, None
+    if trainer.is_global_zero:
+        try:
+            answer = work()
+        except InputError as error:
+            problem = str(error)
+    answer, problem = trainer.strategy.broadcast((answer, problem))
+    if problem is not None:
+        raise InputError(problem)
+    return answer  # type: ignore[return-value]  # there is one where there is no problem
+
+
+def listed(numbers: Sequence[int]) -> str:
+    """Numbers in words.
+
+    >>> listed([0, 2, 4])
+    '0, 2, 4'
+    """
+    return ", ".join(map(str, numbers))
