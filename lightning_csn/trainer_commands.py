@@ -35,6 +35,7 @@ from lightning_csn.errors import InputError
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import PredictionWriter
+from lightning_csn.scores import ScoresWriter
 
 _log = logging.getLogger(__name__)
 
@@ -124,13 +125,21 @@ class TrainerCommand(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """--ckpt_path, --output; in training the data name the classes."""
+        """--ckpt_path, --output, --scores; in training the data name the classes."""
         purpose = "go on with this run" if self.command == "fit" else "the network of this run"
         parser.add_argument("--ckpt_path", type=str | None, help=f"A file that fit wrote (.ckpt): {purpose}.")
         if self.command == "fit":
             parser.link_arguments("data", "model.classes", self.classes_to_learn, apply_on="instantiate")
         if self.command == "predict":
             parser.add_argument("--output", type=str, default="predictions.csv", help="Where the answers are written.")
+        if self.command == "test":
+            parser.add_argument(
+                "--scores",
+                type=str | None,
+                metavar="FILE.npz",
+                help="Where the scores of each view are written while the test runs: the same command goes on with a "
+                "test that was stopped, and 'lightning-csn average FILE.npz' averages otherwise without a second test.",
+            )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As LightningCLI, and once more without the defaults, to know what was given by hand."""
@@ -230,11 +239,14 @@ class TrainerCommand(LightningCLI):
             if settings.enable_checkpointing is not False:
                 own = any(isinstance(callback, ModelCheckpoint) for callback in callbacks)
                 if not own and settings.limit_val_batches != 0:
-                    best = "{epoch}-{val_top1:.4f}"
-                    callbacks.append(ModelCheckpoint(self.folder, filename=best, monitor="val_top1", mode="max"))
+                    monitor = self.model.monitor
+                    best = f"{{epoch}}-{{{monitor}:.4f}}"
+                    callbacks.append(ModelCheckpoint(self.folder, filename=best, monitor=monitor, mode="max"))
                 callbacks.append(LastCheckpoint(self.folder))
         if self.command == "predict":
             callbacks.append(PredictionWriter(self.config.output))
+        if self.command == "test" and self.config.scores is not None:
+            callbacks.append(ScoresWriter(self.config.scores))
         settings.callbacks = callbacks
         try:
             return super().instantiate_trainer(**kwargs)
