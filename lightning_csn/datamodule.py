@@ -269,8 +269,9 @@ class VideoDataModule(L.LightningDataModule):
                     f"{error}; for a new head, pass classes=data.classes where the model is made ('lightning-csn fit "
                     "--model.pretrained' does it by itself)"
                 ) from error
-        if self.trainer is not None and not any(isinstance(one, UnreadableVideos) for one in self.trainer.callbacks):
-            self.trainer.callbacks.append(UnreadableVideos())  # type: ignore[attr-defined]  # keeps unreadable_limit
+        callbacks: list[Any] = getattr(self.trainer, "callbacks", [])
+        if not any(isinstance(callback, UnreadableVideos) for callback in callbacks):
+            callbacks.append(UnreadableVideos())  # for on_unreadable and unreadable_limit
         if stage == "predict":
             self._to_predict = None
         elif stage == "fit":
@@ -377,7 +378,9 @@ class VideoDataModule(L.LightningDataModule):
         """The samples of each split, and the classes; no samples where there are only videos to predict."""
         only_file = self._root is not None and os.path.isfile(self._root)
         if not self._lists and (only_file or self._predict_list is not None):
-            return Collection({}, [] if classes is None or isinstance(classes, str | os.PathLike) else list(classes), "")
+            return Collection(
+                {}, [] if classes is None or isinstance(classes, str | os.PathLike) else list(classes), ""
+            )
         return find_samples(self._root, lists=self._lists, classes=classes, layout=self._layout, fold=self._fold)
 
     def _take(self, found: Collection) -> None:
@@ -460,12 +463,13 @@ class VideoDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, stage: str, clips: int, crops: int | str) -> DataLoader[Item]:
         dataset = self._dataset(stage, clips=clips, crops=crops)
+        done = videos_done(self.trainer, dataset.samples) if stage == "test" else ()
         processes, rank = self._processes()
         fitting = 1 if crops == "full" else max(1, self.batch_size // (clips * num_views(crops)))
         return DataLoader(
             dataset,
             batch_size=self.eval_batch_size or fitting,
-            sampler=EachVideoOnce(dataset, num_replicas=processes, rank=rank),
+            sampler=EachVideoOnce(dataset, num_replicas=processes, rank=rank, without=done),
             **self._loading(),
         )
 
