@@ -29,7 +29,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from lightning_csn.callbacks import PeakMemory
+from lightning_csn.callbacks import PeakMemory, UnreadableVideos
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.models.tensors import DAMAGED_PICKLE
@@ -230,6 +230,7 @@ class TrainerCommand(LightningCLI):
         settings = self.config_init.trainer
         given = settings.callbacks if isinstance(settings.callbacks, list) else [settings.callbacks]
         callbacks: list[Callback] = [callback for callback in given if callback is not None]
+        callbacks.append(UnreadableVideos(write_list=True))
         if settings.logger is None:
             settings.logger = CSVLogger(settings.default_root_dir, name="") if self.command == "fit" else False
         if self.command == "fit":
