@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+from torchmetrics.functional.classification import multilabel_average_precision
 
 from lightning_csn.errors import InputError
-from lightning_csn.metrics import VideoScores
+from lightning_csn.metrics import VideoScores, mean_of_views, mean_to_score, protocol_text
 
 K = 7
 
@@ -118,3 +119,110 @@ def test_scores_are_kept_in_single_precision_whatever_the_network_computes_in():
     scores = VideoScores(num_classes=2)
     scores.update(torch.tensor([0]), torch.tensor([0]), torch.tensor([[0.75, 0.25]], dtype=torch.bfloat16))
     assert scores.probabilities[0].dtype == torch.float32
+
+
+def test_gray_clips_count_as_unreadable_and_are_scored():
+    videos = make_videos(5)
+    scores = VideoScores(num_classes=K)
+    scores.update(*videos, unreadable=[1, 7], blank=[1, 3])  # 7 was left out
+    found = {name: value.item() for name, value in scores.compute().items()}
+    assert (found["videos"], found["unreadable"], found["blank"]) == (5, 3, 2)
+    assert found == score(*videos, batches=[range(5)]) | {"unreadable": 3, "blank": 2}
+
+
+# Several labels
+
+
+def score_several(labels, probabilities, videos=None):
+    scores = VideoScores(num_classes=labels.shape[1], multi_label=True)
+    scores.update(torch.arange(len(labels)) if videos is None else videos, labels, probabilities)
+    return {name: value.item() for name, value in scores.compute().items()}
+
+
+def average_precision_by_hand(labels, probabilities):
+    """Mean, over the videos that have the class, of the share of such videos among those ranked as high."""
+    ranked = [label for _, label in sorted(zip(probabilities, labels, strict=True), reverse=True)]
+    places = [place for place, label in enumerate(ranked, 1) if label]
+    return sum(found / place for found, place in enumerate(places, 1)) / len(places)
+
+
+def test_map_is_the_mean_over_the_classes_that_occur():
+    generator = torch.Generator().manual_seed(0)
+    labels = (torch.rand(30, K, generator=generator) < 0.3).float()
+    labels[:, 2] = 0  # a class that no video has
+    probabilities = torch.rand(30, K, generator=generator)
+    found = score_several(labels, probabilities)
+    each = [average_precision_by_hand(labels[:, k].tolist(), probabilities[:, k].tolist()) for k in range(K) if k != 2]
+    assert found["map"] == pytest.approx(sum(each) / len(each))
+    likely = torch.where(labels == 1, probabilities, 1 - probabilities)
+    assert found["loss"] == pytest.approx(-likely.log().mean().item())
+    assert found.keys() == {"map", "loss", "videos", "unreadable", "blank", "short"}
+
+
+def test_map_is_that_of_torchmetrics_where_every_class_occurs():
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(40, K, generator=generator) < 0.5).float()
+    probabilities = torch.rand(40, K, generator=generator).mul(8).round().div(8)  # with ties
+    expected = multilabel_average_precision(probabilities, labels.int(), K, average="macro").item()
+    assert score_several(labels, probabilities)["map"] == pytest.approx(expected)
+
+
+def test_order_changes_no_digit_of_several_labels_and_a_repeated_video_counts_once():
+    generator = torch.Generator().manual_seed(2)
+    labels, probabilities = (
+        (torch.rand(50, K, generator=generator) < 0.3).float(),
+        torch.rand(50, K, generator=generator),
+    )
+    shuffled = torch.cat([torch.randperm(50, generator=generator), torch.tensor([3, 8])])
+    found = score_several(labels[shuffled], probabilities[shuffled], shuffled)
+    assert found == score_several(labels, probabilities)
+    assert found["videos"] == 50
+
+
+def test_a_process_without_a_video_of_several_labels_has_something_to_send():
+    scores = VideoScores(num_classes=K, multi_label=True)
+    scores.update(*scores._nothing())
+    assert math.isnan(scores.compute()["map"])
+
+
+@pytest.mark.parametrize("label", [-1.0, 0.5, 2.0, math.nan])
+def test_labels_other_than_yes_and_no_are_refused_with_the_video(label):
+    labels = torch.zeros(3, K)
+    labels[1, 4] = label
+    with pytest.raises(InputError, match=r"1 of 3 videos have labels that are not 0 or 1 .* video number 1"):
+        score_several(labels, torch.full((3, K), 0.5))
+
+
+def test_one_label_is_not_several():
+    with pytest.raises(ValueError, match=r"\(B,\), \(B, K\) and \(B, 7\) expected, got \(2,\), \(2,\) and \(2, 7\)"):
+        VideoScores(num_classes=K, multi_label=True).update(torch.arange(2), torch.arange(2), torch.ones(2, K))
+
+
+# Views
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("average", ["probabilities", "logits"])
+def test_the_company_of_a_video_changes_no_digit_of_its_mean(average, multi_label):
+    logits = torch.randn(9, 30, 400, generator=torch.Generator().manual_seed(0)) * 10
+    together = mean_to_score(logits, average, multi_label=multi_label)
+    alone = [mean_to_score(video[None], average, multi_label=multi_label) for video in logits.flip(0)]
+    assert torch.equal(together, torch.cat(alone).flip(0))
+    torch.testing.assert_close(together, mean_of_views(logits, average, multi_label=multi_label))
+    assert together.dtype == torch.float32
+
+
+def test_the_mean_of_no_videos_is_empty():
+    assert mean_to_score(torch.empty(0, 3, K), "logits").shape == (0, K)
+
+
+@pytest.mark.parametrize(
+    ("crops", "pooling", "text"),
+    [
+        (3, "global", "V of 8 frames of 32 x 32 pixels, globally pooled, mean of the views' logits"),
+        ("full", "global", "V of 8 frames of 36 pixels short side, globally pooled, mean of the views' logits"),
+    ],
+)
+def test_a_protocol_says_what_the_network_saw(crops, pooling, text):
+    protocol = {"frames": 8, "short_side": 36, "test_crop": 32, "crops": crops, "head_pooling": pooling}
+    assert protocol_text(protocol, "logits", "V") == text

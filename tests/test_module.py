@@ -191,6 +191,116 @@ def test_parts_that_were_frozen_on_purpose_stay_in_eval_mode(make_trainer):
     assert not model.network.stem.training
 
 
+class Mixed:
+    """Stands for the mixing: notes what it gets, and gives clips of zeros with fixed shares."""
+
+    def __init__(self, shares):
+        self.shares, self.got = torch.tensor(shares), []
+
+    def __call__(self, clips, targets):
+        self.got.append((clips, targets))
+        return torch.zeros_like(clips), self.shares
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_normalised_clips_and_their_labels_are_mixed(make_trainer, smoothing):
+    model, batch = make_model(mixup=0.2, label_smoothing=smoothing), make_batch([1, 3])
+    mixed = model._mix = Mixed([[0.0, 0.7, 0.0, 0.3], [0.0, 0.4, 0.0, 0.6]])
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(model, loader(batch))
+    ((clips, targets),) = mixed.got
+    fresh = make_model()
+    torch.testing.assert_close(clips, fresh.normalise(batch["clips"].flatten(0, 1)))
+    assert targets.tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    logits = fresh.network(torch.zeros_like(clips))
+    shares = (1 - smoothing) * mixed.shares + smoothing / 4
+    expected = -(shares * logits.log_softmax(-1)).sum(-1).mean()
+    assert trainer.callback_metrics["train_loss"] == pytest.approx(expected.item())
+    heavier = (logits.argmax(-1) == torch.tensor([1, 3])).float().mean()
+    assert trainer.callback_metrics["train_top1"] == heavier
+
+
+@pytest.mark.parametrize(
+    "options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0, "multi_label": True}]
+)
+def test_mixed_clips_are_learnt_from(make_trainer, options):
+    batch = make_batch([0, 1, 2, 3])
+    if "multi_label" in options:
+        batch["labels"] = torch.eye(4)
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(make_model(**options), loader(batch))
+    assert 0 < trainer.callback_metrics["train_loss"] < 5
+
+
+def test_nothing_is_mixed_in_validation(make_trainer):
+    model = make_model(mixup=0.2)
+    model._mix = Mixed([[0.0]])
+    make_trainer().validate(model, loader(*EVAL), verbose=False)
+    assert model._mix.got == []
+
+
+# Several labels
+
+
+def make_labelled(labels, **options):
+    """A batch whose labels are rows of 0 and 1."""
+    return make_batch([0] * len(labels), **options) | {"labels": torch.tensor(labels, dtype=torch.float32)}
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_each_of_several_labels_is_learnt_by_itself(make_trainer, smoothing):
+    model = make_model(multi_label=True, label_smoothing=smoothing)
+    batch = make_labelled([[1, 1, 0, 0], [0, 0, 0, 0]], views=2)
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(model, loader(batch))
+    fresh = make_model()
+    likely = fresh.network(fresh.normalise(batch["clips"].flatten(0, 1))).sigmoid()
+    targets = batch["labels"].repeat_interleave(2, 0) * (1 - smoothing) + smoothing / 2
+    expected = -(targets * likely.log() + (1 - targets) * (1 - likely).log()).mean()
+    assert trainer.callback_metrics["train_loss"] == pytest.approx(expected.item())
+    assert "train_top1" not in trainer.callback_metrics
+
+
+def test_videos_of_several_labels_are_scored_by_average_precision(make_trainer, capsys):
+    model = make_model(multi_label=True)
+    batches = [make_labelled([[1, 1, 0, 0]], views=2), make_labelled([[0, 1, 0, 0]], views=2, first=1)]
+    batches.append(make_labelled([], views=2, first=2, unreadable=[(2, "a.mp4: empty")]))
+    batches[-1]["labels"] = torch.empty(0)  # as of a batch that has no row to know the classes from
+    trainer = make_trainer()
+    trainer.test(model, loader(*batches), verbose=False)
+    found = {name: value.item() for name, value in trainer.callback_metrics.items()}
+    assert found.keys() == {f"test_{n}" for n in ("map", "loss", "videos", "unreadable", "blank", "short")}
+    assert 0.5 <= found["test_map"] <= 1  # one of two classes has both videos
+    assert capsys.readouterr().out.startswith(f"test: mAP {found['test_map']:.4f}, loss {found['test_loss']:.4f} of 2 ")
+
+
+def test_probabilities_of_several_labels_are_sigmoids():
+    model, batch = make_model(multi_label=True).eval(), make_batch([0, 1], views=3)
+    with torch.no_grad():
+        logits = model.view_logits(batch["clips"])
+        torch.testing.assert_close(model(batch["clips"]), logits.sigmoid().mean(1))
+
+
+def test_the_best_checkpoint_is_that_of_the_figure_that_is_logged(make_trainer):
+    for model, rows in ((make_model(), EVAL), (make_model(multi_label=True), [make_labelled([[1, 0, 0, 1]])])):
+        trainer = make_trainer()
+        trainer.validate(model, loader(*rows), verbose=False)
+        assert model.monitor in trainer.callback_metrics
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_labels_of_the_other_kind_are_refused(make_trainer, multi_label):
+    model, data = make_model(multi_label=multi_label), Data(CLASSES)
+    data.multi_label = not multi_label
+    remedy = rf"make the model with multi_label={not multi_label} \(in a shell --model.multi_label"
+    with pytest.raises(InputError, match=remedy):
+        make_trainer(fast_dev_run=True).fit(model, data)
+    batch = make_batch([0]) if multi_label else make_labelled([[1, 0, 0, 0]])
+    for method in ("fit", "validate"):
+        with pytest.raises(InputError, match=r"so that labels are \(1,.*, got \(1,"):
+            getattr(make_trainer(fast_dev_run=True), method)(model, loader(batch))
+
+
 # Learning rate and optimiser
 
 
@@ -352,6 +462,44 @@ def test_a_test_is_printed_with_how_it_was_measured(make_trainer, capsys, caplog
     assert "unreadable videos of the test split, left out:\n  video 6: b.mp4: moov atom not found" in caplog.text
 
 
+def test_gray_clips_that_stand_for_unreadable_videos_are_scored_and_said(make_trainer, capsys, caplog):
+    gray = make_batch([1, 2], first=6, unreadable=[(7, "b.mp4: moov atom not found"), (8, "c.mp4: empty")])
+    gray["blank"] = torch.tensor([False, True])
+    trainer = make_trainer()
+    trainer.test(make_model(), loader(*EVAL, gray), verbose=False)
+    counts = {name: trainer.callback_metrics[f"test_{name}"].item() for name in ("videos", "unreadable", "blank")}
+    assert counts == {"videos": 8, "unreadable": 2, "blank": 1}
+    assert (
+        "of 8 videos (1 of them unreadable, with gray clips in their place, 1 more unreadable, 0 shorter than a clip)"
+        in capsys.readouterr().out
+    )
+    assert "left out:\n  video 8: c.mp4: empty" in caplog.text
+    assert "with gray clips in their place:\n  video 7: b.mp4: moov atom not found" in caplog.text
+
+
+def test_nothing_of_an_interrupted_test_is_in_the_next(make_trainer):
+    class Stop(L.Callback):
+        def on_test_batch_end(self, *args):
+            raise RuntimeError("stopped")
+
+    model = make_model()
+    with pytest.raises(RuntimeError, match="stopped"):
+        make_trainer(callbacks=[Stop()]).test(model, loader(EVAL[5]), verbose=False)
+    assert make_trainer().test(model, loader(*EVAL[:2]), verbose=False)[0]["test_videos"] == 2
+
+
+def test_a_test_step_gives_the_logits_of_each_view(make_trainer):
+    class See(L.Callback):
+        def on_test_batch_end(self, trainer, module, outputs, *args):
+            seen.append(outputs)
+
+    seen, model = [], make_model()
+    make_trainer(callbacks=[See()]).test(model, loader(EVAL[1], EVAL[2]), verbose=False)
+    with torch.no_grad():
+        assert torch.equal(seen[0]["logits"], model.eval().view_logits(EVAL[1]["clips"]))
+    assert [outputs["videos"].tolist() for outputs in seen] == [[1], [2]]
+
+
 def test_a_validation_is_printed_where_it_is_not_part_of_training(make_trainer, capsys):
     model = make_model()
     make_trainer(max_epochs=1).fit(model, loader(*TRAIN), loader(*EVAL))
@@ -451,6 +599,8 @@ def test_a_test_may_have_fewer_classes_or_other_spellings(make_trainer):
         ({"lr": -1}, "lr must be a number of 0 or more, got -1"),
         ({"lr": math.nan}, "lr must be a number of 0 or more, got nan"),
         ({"weight_decay": "no"}, "weight_decay must be a number of 0 or more, got 'no'"),
+        ({"mixup": -0.1}, "mixup must be a number of 0 or more, got -0.1"),
+        ({"cutmix": "1"}, "cutmix must be a number of 0 or more, got '1'"),
         ({"label_smoothing": 2}, "label_smoothing must be a number from 0 to 1, got 2"),
         ({"warmup_epochs": -3}, "warmup_epochs must be a number of 0 or more, got -3"),
         ({"milestones": [-1]}, "each of milestones must be a number of 0 or more, got -1"),
