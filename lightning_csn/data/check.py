@@ -61,7 +61,8 @@ def read_files(
     """Each path, in any order, with what was found in its file; None for a file that is not there.
 
     index: where entries are kept, and taken from where the file has not changed; each is written at once, so that
-        whoever stops loses nothing. An entry without its frames decoded does not do where `decode` asks for that.
+        whoever stops loses nothing. Files that could not be read are read again, for that may have been the machine's
+        fault or that of an older FFmpeg; and those whose frames were not decoded, where `decode` asks for it.
     decode: decode every frame too, and count them.
     seconds: that a file's packets, or each frame of it, may take.
     """
@@ -71,15 +72,16 @@ def read_files(
     try:
         for path in dict.fromkeys(paths):
             entry = None if known is None else known.find(path)
-            if entry is not None and (entry.error or entry.decoded is not None or not decode):
+            if entry is not None and entry.error is None and (entry.decoded is not None or not decode):
                 yield path, entry
             elif stamp_of(path) is None:
                 yield path, None
             else:
                 tasks.append(Look(path, decode))
         for task, outcome in run_apart(look, tasks, workers=workers, seconds=seconds):
-            if isinstance(outcome, Failure):
-                outcome = _entry(task.path, error=f"{task.path}: {outcome.reason}")
+            if isinstance(outcome, Failure):  # not kept: training, which has a watchdog, is to see for itself
+                yield task.path, _entry(task.path, error=f"{task.path}: {outcome.reason}")
+                continue
             if outcome is not None and writer is not None:
                 writer.add(outcome)
             yield task.path, outcome
@@ -98,8 +100,8 @@ def _entry(path: str, **found: Any) -> Entry | None:
     return None if stamp is None else Entry(path=absolute(path), bytes=stamp.bytes, mtime_ns=stamp.mtime_ns, **found)
 
 
-def look(task: Look, alive: Alive) -> Entry | None:
-    """What a file holds; None where it is not there (any more)."""
+def look(task: Look, alive: Alive) -> Entry | Failure | None:
+    """What a file holds; None where it is not there (any more); Failure where the machine is at fault."""
     torch.set_num_threads(1)
     path = task.path
     try:
@@ -112,7 +114,7 @@ def look(task: Look, alive: Alive) -> Entry | None:
     except VideoError as error:
         return _entry(path, error=str(error))
     except (OSError, MemoryError) as error:
-        return _entry(path, error=f"{path}: {getattr(error, 'strerror', None) or 'there is not enough memory for it'}")
+        return Failure(getattr(error, "strerror", None) or "there is not enough memory for it")
     return _entry(path, **found)
 
 
@@ -598,20 +600,20 @@ def _damage(rows: Sequence[Row]) -> Iterator[Problem]:
             continue
         wrong = []
         if entry.decoded is not None and entry.decoded != entry.info.num_frames:
-            wrong.append(f"{entry.decoded} frames can be decoded of {entry.info.num_frames}")
+            wrong.append(f"{entry.decoded} of {_frames(entry.info.num_frames)} can be decoded")
         if entry.damaged:
-            wrong.append(f"{entry.damaged} of {entry.decoded} frames are damaged")
+            wrong.append(f"{entry.damaged} of {_frames(entry.decoded or 0)} are damaged")
         if wrong:
             damaged[path] = ", ".join(wrong + ([entry.fault] if entry.fault else []))
         if entry.promised and entry.info.num_frames < SMALLEST_SHARE_PROMISED * entry.promised:
-            cut[path] = f"{entry.info.num_frames} frames of the {entry.promised} that its header names"
+            cut[path] = f"{_frames(entry.info.num_frames)} of the {entry.promised} in the header"
     if damaged:
         yield _of_files(WARNING, "damaged", "{} damaged: a part of the picture, or the end, is missing", damaged)
     cut = {path: reason for path, reason in cut.items() if path not in damaged} | {
         path: f"{damaged[path]}; {reason}" for path, reason in cut.items() if path in damaged
     }
     if cut:
-        yield _of_files(WARNING, "cut short", "{} shorter than its header says", cut)
+        yield _of_files(WARNING, "cut short", "{} shorter than the header says: cut off, or trimmed", cut)
 
 
 def _leaks(rows: Sequence[Row], copies: Sequence[Sequence[str]]) -> Iterator[Problem]:
@@ -715,7 +717,7 @@ def _clip_problems(rows: Sequence[Row], clip: ClipSpec | None) -> Iterator[Probl
     if not fates:
         return
     short = {
-        path: f"{fate.num_frames} frames, the last {fate.repeated} of a clip's {clip.frames} are the same"
+        path: f"{_frames(fate.num_frames)}: the last {fate.repeated} of a clip's {clip.frames} are the same"
         for path, fate in fates.items()
         if fate.short
     }
@@ -797,6 +799,10 @@ def _reason(row: Row) -> str:
 
 def _videos(count: int) -> str:
     return f"{count} video{'s' * (count != 1)}"
+
+
+def _frames(count: int) -> str:
+    return f"{count} frame{'s' * (count != 1)}"
 
 
 def _some(things: Sequence[str], one: str, many: str) -> str:
