@@ -4,7 +4,8 @@ A speed means nothing by itself, so every run measures, in turns, our network an
 nn.Conv3d, eager in both layouts and under torch.compile), the machine's own rates (a copy, a matrix product), and gives
 the floor that roofline.py counts. Speeds are medians; ratios are within one run. Not yet run on a GPU.
 
-`benchmark_options` and `run_benchmark` are the command's row in cli.py; torch is imported where something runs.
+How fast videos are read is measured by benchmark_data.py. `benchmark_options` and `run_benchmark` are the command's row
+in cli.py; torch is imported where something runs.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn import __version__
+from lightning_csn.benchmark_data import data_options, run_benchmark_data
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -102,18 +104,25 @@ class Measured:
 
 def benchmark_options(parser: ArgumentParser) -> None:
     """Options of `benchmark`."""
-    kinds = parser.add_subparsers(dest="kind", metavar="train|infer", required=True)
-    for kind, summary in (
-        ("train", "training steps: forward, backward, SGD"),
-        ("infer", "forward passes in eval mode"),
-    ):
+    kinds = parser.add_subparsers(dest="kind", metavar="|".join(KINDS), required=True)
+    for name, kind in KINDS.items():
         options = kinds.add_parser(
-            kind, description=f"Measure {summary}.", help=summary, formatter_class=parser.formatter_class
+            name, description=f"Measure {kind.summary}.", help=kind.summary, formatter_class=parser.formatter_class
         )
-        common_options(options)
-        if kind == "train":
-            training_options(options)
-        options.epilog = EPILOGS[kind]
+        kind.add_options(options)
+
+
+def train_options(parser: ArgumentParser) -> None:
+    """Options of `benchmark train`."""
+    common_options(parser)
+    training_options(parser)
+    parser.epilog = EPILOGS["train"]
+
+
+def infer_options(parser: ArgumentParser) -> None:
+    """Options of `benchmark infer`."""
+    common_options(parser)
+    parser.epilog = EPILOGS["infer"]
 
 
 def common_options(parser: ArgumentParser) -> None:
@@ -251,7 +260,12 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
 
 
 def run_benchmark(args: Namespace) -> int:
-    """Measure and print."""
+    """Measure what was asked for."""
+    return KINDS[args.kind].run(args)
+
+
+def run_network(args: Namespace) -> int:
+    """Measure a network and print."""
     from lightning_csn.cli import DONE, note, print_json
 
     settings, device = check(args)
@@ -269,6 +283,22 @@ def run_benchmark(args: Namespace) -> int:
     else:
         print(as_text(result))
     return DONE
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row of the table of what can be measured."""
+
+    summary: str
+    add_options: Callable[[ArgumentParser], None]
+    run: Callable[[Namespace], int]
+
+
+KINDS = {
+    "train": Kind("training steps: forward, backward, SGD", train_options, run_network),
+    "infer": Kind("forward passes in eval mode", infer_options, run_network),
+    "data": Kind("reading clips of videos, against decord and torchcodec", data_options, run_benchmark_data),
+}
 
 
 @contextmanager
