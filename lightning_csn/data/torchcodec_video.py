@@ -163,7 +163,7 @@ class TorchcodecVideo:
 
     def _compare_keyframes(self, wanted: Sequence[int]) -> None:
         """Look at the keyframes from which these frames are decoded, once at each."""
-        starts = self._video.layout.starts
+        starts = [0, *self._video.layout.starts]  # where none is known, decoding starts at the beginning
         needed = {starts[bisect_right(starts, number) - 1] for number in wanted}
         for number in sorted(needed - self._same_keyframes):
             theirs = self._decode([number])
