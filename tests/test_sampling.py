@@ -235,6 +235,12 @@ def test_a_part_holds_the_frames_that_begin_in_it(fps, with_times):
             assert list(found) == (begin_in_it or [on_screen])
 
 
+def test_a_part_begins_with_a_frame_of_the_same_time_however_that_was_rounded():
+    times = [round(k / 30, 6) for k in range(10)]
+    assert part_frames(Part(1 / 30, 4 / 30), 10, 30, times) == range(1, 4)
+    assert part_frames(Part(1 / 30, 4 / 30), 10, 30) == range(1, 4)
+
+
 def test_parts_side_by_side_share_no_frame_and_miss_none():
     fps, cuts = 29.97002997, [0, 0.7, 1.4, 2.35, 3.3367]
     parts = [part_frames(Part(a, b), 100, fps) for a, b in itertools.pairwise(cuts)]
