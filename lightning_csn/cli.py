@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn import __version__
+from lightning_csn.average import average_options, run_average
 from lightning_csn.benchmark import benchmark_options, run_benchmark
+from lightning_csn.check_data import check_data_options, run_check_data
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -418,6 +420,10 @@ COMMANDS = {
     "download": Command("fetch weights, for a machine that goes offline", download_options, run_download),
     "convert": Command("weights of other projects to safetensors and config.json", convert_options, run_convert),
     "verify": Command("check weights: whole, complete, as published", verify_options, run_verify),
+    "check-data": Command(
+        "read every video of a data set: what is there, and what would go wrong", check_data_options, run_check_data
+    ),
+    "average": Command("the figures of a test again, with another mean of its views", average_options, run_average),
     "make-motion": Command("make a small labelled video set to try things on", make_motion_options, run_make_motion),
     "benchmark": Command("how fast a network runs here, and how near the floor", benchmark_options, run_benchmark),
 }
