@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import logging
 import math
+import weakref
 from collections.abc import Callable, Collection, Iterator
 from typing import Any, NamedTuple, Protocol
 
@@ -66,7 +67,7 @@ class TrainOrder(DistributedSampler[Draw]):
         super().__init__(samples, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self.count = num_samples
         self.position = 0  # where the order of this epoch is taken up
-        self.before_epoch: Callable[[], None] | None = None
+        self.before_epoch: Callable[[], Callable[[], None] | None] = lambda: None  # the loader's, or a dead reference
 
     def __iter__(self) -> Iterator[Draw]:
         numbers = list(range(self.count))
@@ -89,8 +90,8 @@ class TrainOrder(DistributedSampler[Draw]):
 
     def set_epoch(self, epoch: int) -> None:
         """Begin an epoch; the one that a loaded place is in goes on from there."""
-        if self.before_epoch is not None:
-            self.before_epoch()
+        if (call := self.before_epoch()) is not None:
+            call()
         if epoch != self.epoch:
             self.epoch, self.position = epoch, 0
 
@@ -149,7 +150,8 @@ class ResumableLoader(DataLoader[Any]):
         self._before = 0  # batches that Lightning had counted when this iteration began
         self._restored = False
         if isinstance(self.sampler, TrainOrder):
-            self.sampler.before_epoch = self._align
+            # Weak, for of a loader in a cycle workers would end only when the garbage is collected, and slowly.
+            self.sampler.before_epoch = weakref.WeakMethod(self._align)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         # A generator, so that nothing is read before the first batch is asked for: Lightning makes its iterator before
