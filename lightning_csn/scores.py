@@ -420,8 +420,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     """Some arrays of a file of scores; InputError where it is none."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in names if name in file or name in _ARRAYS}
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves bad files open
+            return {name: arrays[name] for name in names if name in arrays or name in _ARRAYS}
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"{path}: no scores of a test, or a damaged file: {error}") from error
 
