@@ -1,4 +1,4 @@
-"""Which videos there are and what they show: folders per class, and "path label" list files.
+"""Which videos there are and what they show: any folder or list files in one of the ways that layouts.py knows.
 
 Nothing here opens a video; a collection of any size is read by its names alone.
 """
@@ -6,25 +6,44 @@ Nothing here opens a video; a collection of any size is read by its names alone.
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from lightning_csn.data.samples import Collection, Sample
-from lightning_csn.errors import InputError
+from lightning_csn.data import shards
+from lightning_csn.data.layouts import (
+    LAYOUTS,
+    Row,
+    Source,
+    Table,
+    forget_texts,
+    picture_numbers,
+)
+from lightning_csn.data.list_files import place_paths, read_classes, read_list
+from lightning_csn.data.names import (
+    PICTURE_ENDINGS,
+    SPLITS,
+    VIDEO_ENDINGS,
+    Place,
+    Places,
+    Wanted,
+    folders_in,
+    is_video,
+    list_videos,
+)
+from lightning_csn.data.samples import Collection, Label, Part, Sample
+from lightning_csn.errors import InputError, check_choice
+
+__all__ = ["LAYOUTS", "find_samples", "list_videos", "place_paths", "read_list"]
 
 _log = logging.getLogger(__name__)
 
-_ENDINGS = "3g2|3gp|asf|avi|divx|f4v|flv|gif|m2ts|m4v|mkv|mov|mp4|mpeg|mpg|mts|mxf|ogv|rm|rmvb|ts|vob|webm|wmv"
-VIDEO_ENDINGS = frozenset(f".{ending}" for ending in _ENDINGS.split("|"))
-SPLITS = ("train", "val", "test")
-_SPLIT_FOLDERS = {"train": "train", "val": "val", "validation": "val", "test": "test"}
-_AFTER_ENDING = re.compile(rf"(?P<path>.+\.(?:{_ENDINGS}))\"?(?P<between>\s*[,\t]\s*|\s+)(?P<label>.+)", re.IGNORECASE)
-_AT_LAST_COMMA_OR_TAB = re.compile(r"(?P<path>.+?)(?P<between>\s*[,\t]\s*)(?P<label>[^,\t]+)")
-_AT_LAST_SPACE = re.compile(r"(?P<path>.+?)(?P<between>\s+)(?P<label>\S+)")
+FOLDS = (1, 2, 3)  # of UCF101 and HMDB51
 
 
 def find_samples(
@@ -37,250 +56,336 @@ def find_samples(
 ) -> Collection:
     """The samples of each split, the names of the classes, and how they were found.
 
-    root: a folder per class, or train, val (or validation) and test with a folder per class in each. Without such
-        splits all videos are in one split that is called "all". A class is a folder that holds videos, however deep.
-    lists: split -> list file, see `read_list`. Then no folder is looked through: `root` is what relative paths start
-        at (without it, the folder of the list file).
-    classes: the names in their order, when weights have fixed it; a label that is none of them is an error. Without
-        it the classes are those found, sorted by name; numbers in list files are named "0" to the largest.
-        A path is that of a file with a name in each line.
-    layout: the name of a layout; None to find out which one it is.
+    root: a folder in one of LAYOUTS, such as a folder per class, or a packed one, or its address. Without splits all
+        videos are in one split that is called "all". Lists that lie in it come before folders that are called like
+        classes, official ones first.
+    lists: split -> list file, in any of the layouts that are lists. Then nothing else is looked for in `root`: it is
+        what relative paths start at, and is searched for what is not there; without it, paths start at the folder of
+        the list file.
+    classes: the names in their order, when weights have fixed it, or a file with them; a label that is none of them is
+        an error. Without it the classes are those of the data set's own file of classes, else those found, sorted by
+        name; numbers in list files are named "0" to the largest.
+    layout: the name of a layout, a key of LAYOUTS; None to find out which one it is.
     fold: which of the official splits, where a layout has several: 1 to 3.
 
     A split that is not there is not in the result; a root that holds videos but no folder of them gives no split.
-    InputError for a folder without videos and for whatever is wrong in a list file.
+    Lists are believed: the odd video that is not there is found when it is read. Of data sets that are never whole
+    (Kinetics), what is not there is left out, counted in the log and named in `missing`.
+
+    InputError where no layout fits, with all that was looked for, and for whatever is wrong in a list file.
     """
-    if isinstance(classes, str | os.PathLike):
-        classes = [line.strip() for line in Path(classes).expanduser().read_text("utf-8-sig").splitlines()]
-    if lists:
-        return Collection(*_from_lists(root, lists, classes), "list files")
-    if root is None:
+    if layout is not None:
+        check_choice("layout", layout, tuple(LAYOUTS))
+    check_choice("fold", fold, FOLDS)
+    names = read_classes(classes) if isinstance(classes, str | os.PathLike) else list(classes or []) or None
+    if root is None and not lists:
         raise InputError("no videos: name a folder (root) or a list file")
-    root = Path(root).expanduser()
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
-    found = _videos_by_split(root)
-    if not any(found.values()):
-        if list_videos(root):
-            return Collection({}, list(classes or []), "videos without classes")
-        raise InputError(
-            f"{root}: no videos in it; looked for {root.name}/CLASS/VIDEO and {root.name}/train|val|test/CLASS/VIDEO "
-            f"with the endings {' '.join(sorted(VIDEO_ENDINGS))}"
-        )
-    names = sorted({name for by_class in found.values() for name in by_class}) if classes is None else list(classes)
-    numbers = {name: number for number, name in enumerate(names)}
-    samples: dict[str, list[Sample]] = {}
-    for split, by_class in found.items():
-        for name in by_class:
-            if name not in numbers:
-                raise InputError(
-                    f"{root}: the folder {name!r} is none of the {len(names)} classes{_nearest(name, names)}"
-                )
-        pairs = [(path, numbers[name]) for name, paths in by_class.items() for path in paths]
-        samples[split] = [Sample(path, label, video) for video, (path, label) in enumerate(pairs)]
-    return Collection(samples, names, "a folder per class")
-
-
-def list_videos(source: str | os.PathLike[str]) -> list[str]:
-    """The paths of all videos in a folder, however deep, sorted; hidden ones are left out. A video gives itself.
-
-    Folders inside that are links are not followed, so that a circle of links ends.
-    """
-    source = Path(source).expanduser()
-    if not source.is_dir():
-        if not source.exists():
-            raise InputError(f"{source}: no such file or folder")
-        return [str(source)]
-    paths = []
-    for folder, folders, files in os.walk(source):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths += [os.path.join(folder, name) for name in files if _is_video(name)]
-    return sorted(paths)
-
-
-def _is_video(name: str) -> bool:
-    return not name.startswith(".") and os.path.splitext(name)[1].lower() in VIDEO_ENDINGS
-
-
-def _name(path: str) -> str:
-    return re.split(r"[/\\]", path)[-1]
-
-
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-def _videos_by_split(root: Path) -> dict[str, dict[str, list[str]]]:
-    """Split -> class -> paths. A folder is a split if it is called like one and holds folders but no videos itself."""
-    splits: dict[str, Path] = {}
-    others = []
-    for folder in _folders(root):
-        split = _SPLIT_FOLDERS.get(folder.name)
-        if split is None or any(_is_video(path.name) for path in folder.iterdir()):
-            others.append(folder)
-        elif split in splits:
-            raise InputError(
-                f"{root}: {splits[split].name} and {folder.name} are both there; which one is to validate?"
-            )
-        elif _folders(folder):
-            splits[split] = folder
-    if not splits:
-        return {"all": _videos_by_class(root, others)}
-    for folder in others:
-        if list_videos(folder):
-            _log.warning(
-                "%s: the videos in %s/ are left out, for they are in none of %s/",
-                root,
-                folder.name,
-                "/, ".join(folder.name for folder in splits.values()),
-            )
-    return {split: _videos_by_class(splits[split], _folders(splits[split])) for split in SPLITS if split in splits}
-
-
-def _videos_by_class(folder: Path, folders: Iterable[Path]) -> dict[str, list[str]]:
-    by_class = {path.name: list_videos(path) for path in folders}
-    empty = [name for name, paths in by_class.items() if not paths]
-    if empty and len(empty) < len(by_class):
-        _log.warning("%s: no videos in %s", folder, ", ".join(empty))
-    if len(empty) < len(by_class):
-        loose = sum(1 for path in folder.iterdir() if _is_video(path.name))
-        if loose:
-            _log.warning("%s: %d videos that are in no class folder are left out", folder, loose)
-    return {name: paths for name, paths in by_class.items() if paths}
-
-
-class Line(NamedTuple):
-    """One line of a list file: its number from 1, the path as written, and the label (None where there is none)."""
-
-    number: int
-    path: str
-    label: str | None
-
-
-def parse_line(line: str, *, number: int = 1) -> Line:
-    """Split "path label": commas, tabs or spaces between them, and spaces inside either.
-
-    The path ends at the last video ending that something follows; a path without one, at the last comma or tab or
-    else at the last space. Quotes around path or label are taken off.
-
-    >>> parse_line("my films/a b.mp4 5")
-    Line(number=1, path='my films/a b.mp4', label='5')
-    >>> parse_line('"one, two.avi",brush hair')
-    Line(number=1, path='one, two.avi', label='brush hair')
-    >>> parse_line("frames/0001\\t5").label, parse_line("clip.webm").label
-    ('5', None)
-    """
-    text = line.strip()
-    match = _AFTER_ENDING.fullmatch(text)
-    if match is None and not _is_video(_name(_unquote(text))):
-        match = _AT_LAST_COMMA_OR_TAB.fullmatch(text) or _AT_LAST_SPACE.fullmatch(text)
-    if match is None:
-        return Line(number, _unquote(text), None)
-    label = match["label"].strip()
-    separator = match["between"].strip(" ")
-    columns = [label] if label.startswith('"') else label.split(separator) if separator else label.split()
-    if len(columns) > 1 and (separator or all(re.fullmatch(r"-?[\d.]+", column) for column in columns)):
-        raise InputError(f"2 columns expected (path, label), got {len(columns) + 1}: {text!r}")
-    return Line(number, _unquote(match["path"]), _unquote(label))
-
-
-def _unquote(text: str) -> str:
-    text = text.strip()
-    return text[1:-1] if len(text) > 1 and text[0] == text[-1] == '"' else text.removeprefix('"')
-
-
-def read_list(path: str | os.PathLike[str]) -> list[Line]:
-    """The lines of a "path label" file, UTF-8; blank ones and those that start with # are passed over.
-
-    InputError, with file and line, for a line that has no path or more than two columns.
-    """
-    path = Path(path).expanduser()
+    if root is not None and not lists and shards.is_packed(root):
+        return _with_classes(shards.read_packed(root), names, root)
+    folder = None if root is None else Path(root).expanduser()
+    if folder is not None and not folder.is_dir():
+        raise InputError(f"{folder}: no such folder")
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{path}: the list of videos cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: a list of videos is text in UTF-8: {error}") from error
-    lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        if not line.strip() or line.lstrip().startswith("#"):
-            continue
-        try:
-            lines.append(parse_line(line, number=number))
-        except InputError as error:
-            raise InputError(f"{path}, line {number}: {error}") from error
-    if not lines:
-        raise InputError(f"{path}: no line names a video")
-    if (
-        not _is_video(_name(lines[0].path))
-        and len(lines) > 1
-        and all(_is_video(_name(line.path)) for line in lines[1:])
-    ):
-        raise InputError(
-            f"{path}, line {lines[0].number}: {lines[0].path!r} is no video, the other lines name videos; "
-            "a heading is to be taken out"
-        )
-    return lines
+        if lists:
+            for split in lists:
+                check_choice("a list is for a split, which", split, SPLITS)
+            named = {split: Path(lists[split]).expanduser() for split in SPLITS if split in lists}
+            return _from_lists(folder, named, names, layout, fold)
+        assert folder is not None
+        return _from_root(folder, names, layout, fold)
+    finally:
+        forget_texts()
 
 
-def place_paths(
-    lines: Sequence[Line], list_file: str | os.PathLike[str], root: str | os.PathLike[str] | None
-) -> list[str]:
-    """The paths of a list's lines, relative ones from `root` or from the folder of the list file.
+class _Read(NamedTuple):
+    """The table of a split, the name of its layout, and where its videos are."""
 
-    InputError where not one of them is there; the odd missing video is found when it is read.
-    """
-    start = Path(list_file).expanduser().parent if root is None else Path(root).expanduser()
-    paths = [os.path.join(start, line.path) for line in lines]
-    if not any(os.path.exists(path) for path in paths):
-        raise InputError(
-            f"{list_file}, line {lines[0].number}: no such file: {paths[0]}; none of the list's {len(paths)} videos is "
-            "there, and relative paths start at root"
-        )
-    return paths
+    layout: str
+    table: Table
+    places: list[Place]
+
+    @property
+    def any_there(self) -> bool:
+        return any(place.there is not False for place in self.places)
 
 
 def _from_lists(
-    root: str | os.PathLike[str] | None,
-    lists: Mapping[str, str | os.PathLike[str]],
-    classes: Sequence[str] | None,
-) -> tuple[dict[str, list[Sample]], list[str]]:
-    for split in lists:
-        if split not in SPLITS:
-            raise InputError(f"a list is for train, val or test, got {split!r}")
-    read = {split: read_list(lists[split]) for split in SPLITS if split in lists}
-    for split, lines in read.items():
-        for line in lines:
-            if line.label is None:
-                raise InputError(
-                    f"{lists[split]}, line {line.number}: 2 columns expected (path, label), got 1: {line.path!r}"
-                )
-    labels = {line.label or "" for lines in read.values() for line in lines}
-    are_numbers = all(re.fullmatch(r"-?\d+", label) for label in labels)
-    if classes is not None:
-        names = list(classes)
-    elif are_numbers:
-        names = [str(number) for number in range(max(int(label) for label in labels) + 1)]
-    else:
-        names = sorted(labels)
-    numbers = {name: number for number, name in enumerate(names)}
-    if are_numbers:
-        numbers = {str(number): number for number in range(len(names))} | numbers
+    root: Path | None, lists: Mapping[str, Path], classes: list[str] | None, layout: str | None, fold: int
+) -> Collection:
+    chosen = _choose(layout)
+    tables: dict[str, tuple[str, Table]] = {}
+    together = Source(root, lists, fold, chosen=layout is not None)
+    for name in chosen:  # all of them in one layout, for some files are only known by the others
+        files = LAYOUTS[name].detect(together)
+        if set(files) == set(lists):
+            tables = {split: (name, table) for split, table in LAYOUTS[name].read(together, files).items()}
+            break
+    for split, path in lists.items() if not tables else ():
+        alone = Source(root, {split: path}, fold, chosen=layout is not None)
+        fitting = [name for name in chosen if LAYOUTS[name].detect(alone)][:1]
+        if not fitting:
+            raise InputError(f"{path}: this is no list of videos in any layout{_looked_for(chosen)}")
+        row = LAYOUTS[fitting[0]]
+        tables[split] = fitting[0], row.read(alone, row.detect(alone))[split]
+    read = {}
+    for split, (name, table) in tables.items():
+        start = root if root is not None else table.source.parent
+        places = _place(table, split, Places(start, search=root is not None), None)
+        read[split] = _Read(name, table, places)
+        if not read[split].any_there:
+            raise InputError(
+                f"{table.where(table.rows[0])}: no such file: {places[0].path}; none of the list's {len(places)} "
+                "videos is there, and relative paths start at root"
+                + ("" if root else ", without one at the list's folder")
+            )
+    return _collect(root, read, classes, fold)
+
+
+def _from_root(root: Path, classes: list[str] | None, layout: str | None, fold: int) -> Collection:
+    source = Source(root, {}, fold, chosen=layout is not None)
+    nearly = []
+    for name in _choose(layout):
+        row = LAYOUTS[name]
+        try:
+            files = row.detect(source)
+            tables = row.read(source, files) if files else {}
+            read = {
+                split: _Read(name, table, _place(table, split, source.places, table.source.parent))
+                for split, table in tables.items()
+            }
+        except InputError as error:
+            if layout is not None or not row.by_looks:
+                raise
+            nearly.append(str(error))  # maybe no list at all
+            continue
+        if any(split.any_there for split in read.values()):
+            if name == "folders":
+                _report_left_out(root, files)
+            return _collect(root, read, classes, fold)
+        if read:
+            one = next(iter(read.values()))
+            where = one.table.where(one.table.rows[0])
+            nearly.append(f"{where}: no such file: {one.places[0].path}, nor any other that is named")
+    if not nearly and layout in (None, "folders") and list_videos(root):
+        return Collection({}, list(classes or []), "videos without classes")
+    raise InputError(f"{root}: {'; '.join(nearly) or 'no videos in it'}{_looked_for(_choose(layout))}")
+
+
+def _choose(layout: str | None) -> list[str]:
+    return [layout] if layout is not None else [name for name, row in LAYOUTS.items() if not row.chosen]
+
+
+def _looked_for(layouts: Sequence[str]) -> str:
+    rows = [f"\n  {name}: {LAYOUTS[name].looks_for}" for name in layouts]
+    endings = f"\nvideos end in {' '.join(sorted(VIDEO_ENDINGS))}, pictures in {' '.join(sorted(PICTURE_ENDINGS))}"
+    return f"; looked for{''.join(rows)}{endings}"
+
+
+def _place(table: Table, split: str, places: Places, first: Path | None) -> list[Place]:
+    """Where the video of each row is."""
+    if table.entry == "folder":
+        return [Place(row.path, None) for row in table.rows]
+    wanted = [Wanted(row.path, table.where(row), row.split or split, row.labels or ()) for row in table.rows]
+    found = places.find(wanted, first=first, all_of_them=not table.complete)
+    lost = [i for i, place in enumerate(found) if place.there is False and table.rows[i].other]
+    others = places.find([wanted[i]._replace(path=table.rows[i].other) for i in lost], all_of_them=True)
+    for i, place in zip(lost, others, strict=True):
+        if place.there:
+            found[i] = place
+    return found
+
+
+def _collect(root: Path | None, read: Mapping[str, _Read], classes: list[str] | None, fold: int) -> Collection:
+    """Samples of what was read: rows to their splits, labels to numbers, parts to frames."""
+    tables = [one.table for one in read.values()]
+    numbers = _Numbers(tables, classes)
+    multi_label = any(table.multi_label for table in tables)
     samples: dict[str, list[Sample]] = {}
-    for split, lines in read.items():
-        samples[split] = []
-        for video, (line, path) in enumerate(zip(lines, place_paths(lines, lists[split], root), strict=True)):
-            label = line.label or ""
-            number = numbers.get(label, numbers.get(str(int(label)))) if are_numbers else numbers.get(label)
-            if number is None:
-                raise InputError(
-                    f"{lists[split]}, line {line.number}: the label {label!r} is none of the {len(names)} classes"
-                    + (f", 0 to {len(names) - 1}" if are_numbers else _nearest(label, names))
-                )
-            samples[split].append(Sample(path, number, video))
-    return samples, names
+    missing: list[tuple[str, str]] = []
+    other_splits = 0
+    for split, (_, table, places) in read.items():
+        _report_places(split, table, places)
+        in_rows = any(row.split for row in table.rows)
+        for row, place in zip(table.rows, places, strict=True):
+            if in_rows and row.split is None:
+                raise InputError(f"{table.where(row)}: the split is missing")
+            into = row.split or split
+            if split != "all" and into != split:
+                other_splits += 1
+            elif place.there is False and not table.complete:
+                missing.append((into, row.path))
+            else:
+                label = numbers.label(table, row, multi_label)
+                samples.setdefault(into, []).append(Sample(place.path, label, -1, _part(table, row, place)))
+    if other_splits:
+        _log.warning("%d rows are left out, for they belong to another split than their file", other_splits)
+    if missing:
+        named = sum(len(table.rows) for table in tables)
+        _log.warning(
+            "%d of %d videos are not there and left out; the first is %s of %s", len(missing), named, *missing[0][::-1]
+        )
+    for split, found in samples.items():
+        samples[split] = [sample._replace(video=number) for number, sample in enumerate(found)]
+    samples = {split: samples[split] for split in (*SPLITS, "all") if split in samples}
+    layout = _sentence(root, read, fold)
+    _log.info("%s", layout)
+    for rule in dict.fromkeys(table.rule for table in tables if table.rule):
+        _log.info("%s", rule)
+    return Collection(samples, numbers.names, layout, multi_label, tuple(missing))
+
+
+class _Numbers:
+    """The number of each label of some tables. Labels are names, or numbers themselves if all of them are."""
+
+    def __init__(self, tables: Sequence[Table], classes: list[str] | None) -> None:
+        labels = {label for table in tables for row in table.rows for label in row.labels or ()}
+        own = next((table for table in tables if table.classes is not None), None)
+        self._file = own.classes_file if own is not None and classes is None else None
+        self.are_numbers = bool(labels) and all(re.fullmatch(r"-?\d+", label) for label in labels)
+        if classes is not None:
+            self.names = list(classes)
+        elif own is not None and own.classes is not None:
+            self.names = list(own.classes)
+        elif self.are_numbers:
+            largest = max(int(label) for label in labels)
+            self.names = [str(number) for number in range(largest + 1)]
+            if min(int(label) for label in labels) == 1:
+                _log.warning("labels go from 1 to %d: there is a class 0 too, of which no video is", largest)
+        else:
+            self.names = sorted(labels)
+        self._numbers = {name: number for number, name in enumerate(self.names)}
+        if self.are_numbers:
+            self._numbers = {str(number): number for number in range(len(self.names))} | self._numbers
+
+    def label(self, table: Table, row: Row, multi_label: bool) -> Label:
+        """The label of a row: one number, or the ascending numbers of several."""
+        if row.labels is None and table.labels_needed:
+            raise InputError(f"{table.where(row)}: 2 columns expected (path, label), got 1: {row.path!r}")
+        found = {self._number(table, row, label) for label in row.labels or ()}
+        if multi_label:
+            return tuple(sorted(found))
+        return found.pop() if found else -1
+
+    def _number(self, table: Table, row: Row, label: str) -> int:
+        number = self._numbers.get(label)
+        if number is None and self.are_numbers:
+            number = self._numbers.get(str(int(label)))
+        if number is not None:
+            return number
+        what = "folder" if table.entry == "folder" else "label"
+        which = f"the {len(self.names)} classes" + (f" of {self._file}" if self._file is not None else "")
+        nearest = f", 0 to {len(self.names) - 1}" if self.are_numbers else _nearest(label, self.names)
+        raise InputError(f"{table.where(row)}: the {what} {label!r} is none of {which}{nearest}")
 
 
 def _nearest(name: str, names: Sequence[str]) -> str:
     close = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or list(names[:5])
     return f"; nearest: {', '.join(map(repr, close))}"
+
+
+def _part(table: Table, row: Row, place: Place) -> Part | None:
+    """The part of a row, in frames from the first of the video; None for all of a folder of pictures."""
+    part = row.part
+    if part is None or (row.trimmed and Path(place.path).stem == row.path):
+        return None
+    if not row.part_is_by_name or is_video(place.path):
+        return part
+    numbers = _numbers_in(place.path) or range(1, int(part.end))  # of a folder that is not there: as most count
+    first, end = bisect_left(numbers, part.start), bisect_right(numbers, part.end - 1)
+    if part.start < numbers[0] or part.end - 1 > numbers[-1]:
+        raise InputError(
+            f"{table.where(row)}: pictures {part.start} to {part.end - 1} were named, {place.path} has {numbers[0]} to "
+            f"{numbers[-1]}"
+        )
+    return None if end - first == len(numbers) else Part(first, end, "frames")
+
+
+@functools.lru_cache(maxsize=64)  # the parts of one video stand together in most lists
+def _numbers_in(folder: str) -> Sequence[int]:
+    return picture_numbers(Path(folder))
+
+
+def _report_places(split: str, table: Table, places: Sequence[Place]) -> None:
+    """Say which names of a list were found by another ending, and how many of a complete one were not found."""
+    if table.entry == "folder":
+        return
+    endings = {
+        (os.path.splitext(row.path)[1], os.path.splitext(place.path)[1])
+        for row, place in zip(table.rows, places, strict=True)
+        if place.there is not False and not row.trimmed
+    }
+    for written, found in sorted(endings):
+        if written and written != found:
+            _log.warning("%s names %s files; the %s files called the same are taken", table.source, written, found)
+    lost = [place.path for place in places if place.there is False]
+    if lost and table.complete:
+        _log.warning("%s: %d of %d videos are not there, such as %s", table.source, len(lost), len(places), lost[0])
+
+
+def _sentence(root: Path | None, read: Mapping[str, _Read], fold: int) -> str:
+    """What was found, for a log."""
+    names = list(dict.fromkeys(one.layout for one in read.values()))
+    title = ", ".join(LAYOUTS[name].title for name in names)
+    if LAYOUTS[names[0]].folds:
+        title += f" split {fold}"
+    if names == ["folders"]:
+        videos = sum(len(one.places) for one in read.values())
+        splits = "" if list(read) == ["all"] else f" in {', '.join(read)}"
+        pictures = ", frames as pictures" if os.path.isdir(next(iter(read.values())).places[0].path) else ""
+        return f"{title}{splits}: {videos} videos{pictures}"
+    files = [path for one in read.values() for path in (one.table.classes_file, one.table.source) if path is not None]
+    listed = ", ".join(dict.fromkeys(_relative(path, root) for path in files))
+    parents = {os.path.dirname(place.path) for one in read.values() for place in one.places if place.there is not False}
+    common = Path(os.path.commonpath([os.path.abspath(parent) for parent in parents]))
+    return f"{title}: {listed}; videos in {_relative(common, root and Path(os.path.abspath(root)))}/"
+
+
+def _relative(path: Path, root: Path | None) -> str:
+    if root is not None and path.is_relative_to(root) and path != root:
+        return path.relative_to(root).as_posix()
+    return path.name
+
+
+def _report_left_out(root: Path, folders: Mapping[str, Path]) -> None:
+    """Say which videos of a folder are in no class, or in no split."""
+    if "all" not in folders:
+        for folder in folders_in(root):
+            if folder not in folders.values() and list_videos(folder):
+                _log.warning(
+                    "%s: the videos in %s/ are left out, for they are in none of %s/",
+                    root,
+                    folder.name,
+                    "/, ".join(sorted(path.name for path in folders.values())),
+                )
+    classes = {path.name for folder in folders.values() for path in folders_in(folder) if list_videos(path)}
+    if len(classes) == 1:
+        _log.warning("%s: one class only, %s; if that is no class, name the folder above the classes", root, *classes)
+    for folder in folders.values():
+        empty = [path.name for path in folders_in(folder) if not list_videos(path)]
+        if empty:
+            _log.warning("%s: no videos in %s", folder, ", ".join(empty))
+        loose = sum(1 for path in folder.iterdir() if is_video(path.name))
+        if loose:
+            _log.warning("%s: %d videos that are in no class folder are left out", folder, loose)
+
+
+def _with_classes(packed: Collection, names: list[str] | None, root: str | os.PathLike[str]) -> Collection:
+    """A packed collection with its labels numbered as `names` are."""
+    if names is None or names == packed.classes:
+        return packed
+    numbers = {name: number for number, name in enumerate(names)}
+    for name in packed.classes:
+        if name not in numbers:
+            raise InputError(f"{root}: its class {name!r} is none of the {len(names)} classes{_nearest(name, names)}")
+    new = [numbers[name] for name in packed.classes]
+
+    def renumber(label: Label) -> Label:
+        if isinstance(label, tuple):
+            return tuple(sorted(new[number] for number in label))
+        return label if label < 0 else new[label]
+
+    samples = {
+        split: [sample._replace(label=renumber(sample.label)) for sample in found]
+        for split, found in packed.samples.items()
+    }
+    return packed._replace(samples=samples, classes=names)

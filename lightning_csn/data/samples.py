@@ -35,9 +35,11 @@ class Collection(NamedTuple):
 
     layout: what the folder or the list files turned out to be, as a reader should see it in a log.
     multi_label: whether labels are tuples of class numbers.
+    missing: (split, name) of what was left out because it is not there, for data sets that are never whole.
     """
 
     samples: dict[str, list[Sample]]
     classes: list[str]
     layout: str
     multi_label: bool = False
+    missing: tuple[tuple[str, str], ...] = ()

@@ -1,0 +1,81 @@
+"""Names on disk: which folders are videos in pictures, and where the videos are that a list names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lightning_csn.data.names import Place, Places, Wanted, holds_frames, list_videos
+from lightning_csn.errors import InputError
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("files", "frames"),
+    [
+        (["00001.jpg", "00002.jpg", "audio.wav"], True),
+        (["img_0.PNG"], True),
+        (["cover.jpg"], False),
+        ([".00001.jpg"], False),
+        (["00001.jpg", "a.mp4"], False),  # thumbnails beside videos
+        (["00001.jpg", "more/00001.jpg"], False),
+        (["a.txt"], False),
+    ],
+)
+def test_a_folder_is_a_video_if_it_holds_numbered_pictures_and_nothing_that_holds_videos(tmp_path, files, frames):
+    assert holds_frames(touch(tmp_path, *files)) is frames
+    assert not holds_frames(tmp_path / "nowhere")
+
+
+def test_videos_of_a_folder_are_its_files_and_where_there_are_none_its_folders_of_pictures(tmp_path):
+    touch(tmp_path, "x/1/001.jpg", "x/2/001.jpg", "x/.h/001.jpg", "notes.txt")
+    assert list_videos(tmp_path) == [str(tmp_path / "x/1"), str(tmp_path / "x/2")]
+    assert list_videos(tmp_path / "x/1") == [str(tmp_path / "x/1")]
+    touch(tmp_path, "b.mp4", "more/A.webm", ".e.mp4")
+    assert list_videos(tmp_path) == [str(tmp_path / "b.mp4"), str(tmp_path / "more/A.webm")]
+    assert list_videos(tmp_path / "b.mp4") == [str(tmp_path / "b.mp4")]
+    with pytest.raises(InputError, match="no such file or folder"):
+        list_videos(tmp_path / "f.mp4")
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "found"),
+    [
+        (["a.mp4"], "a.mp4", "a.mp4"),
+        (["videos/a.mp4"], "a.mp4", "videos/a.mp4"),
+        (["x/videos/run/a.webm"], "run/a", "x/videos/run/a.webm"),
+        (["deep/er/and/er/run/a.avi"], "run/a.npy", "deep/er/and/er/run/a.avi"),
+        (["train/run/a.mp4"], "/another/machine/run/a.mp4", "train/run/a.mp4"),
+        (["frames/24/0001.jpg"], "24", "frames/24"),
+        (["one/a.mp4", "val/a.mp4"], "a.mp4", "val/a.mp4"),  # the split is val
+        (["p/q/r/s/walk/a.mp4", "p/q/r/s/run/a.mp4"], "a.mp4", "p/q/r/s/run/a.mp4"),  # the label is run
+        (["jump/0001.mp4"], "run/0001.mp4", None),  # another video of the same name
+    ],
+)
+def test_what_lists_name_is_found(tmp_path, files, name, found):
+    places = Places(touch(tmp_path, *files), search=True)
+    (place,) = places.find([Wanted(name, "val.txt, line 1", "val", ("run",))])
+    if found is None:
+        assert place == Place(str(tmp_path / name), False)
+    else:
+        assert place.there is not False
+        assert Path(place.path) == tmp_path / found
+
+
+def test_two_that_may_be_meant_are_an_error(tmp_path):
+    places = Places(touch(tmp_path, "p/q/r/one/a.mp4", "p/q/r/two/a.mp4"), search=True)
+    with pytest.raises(InputError, match=r"val.txt, line 1: 'a.mp4' can be .*one/a.mp4 or .*two/a.mp4"):
+        places.find([Wanted("a.mp4", "val.txt, line 1")])
+
+
+def test_without_a_search_paths_are_as_written(tmp_path):
+    places = Places(touch(tmp_path, "videos/a.mp4"), search=False)
+    assert places.find([Wanted("a.mp4", "")]) == [Place(str(tmp_path / "a.mp4"), False)]
