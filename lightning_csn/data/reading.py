@@ -68,7 +68,7 @@ def open_video(
     if os.path.isdir(path):
         from lightning_csn.data.frame_folder import FrameFolder
 
-        return FrameFolder(path)
+        return FrameFolder(path, cancelled=cancelled)
     if reader == "torchcodec":
         from lightning_csn.data.torchcodec_video import TorchcodecVideo
 
