@@ -46,7 +46,8 @@ class Mixer:
         """Mixed clips, float (N, C, T, H, W), and targets, float (N, K), with the shares of both labels.
 
         CutMix replaces the same box in every frame, and its share is that of the pixels. Targets may be one-hot,
-        smoothed, or say several classes at once. A single clip has none to be mixed with and is left as it is.
+        smoothed, or say several classes at once. A single clip has none to be mixed with and is left as it is. Of
+        several clips of one video, each is mixed with the one before it, so those of other videos belong in between.
 
         >>> clips, targets = torch.randn(4, 3, 8, 16, 16), torch.eye(5)[:4]
         >>> mixed, soft = Mixer(5, mixup=0.8, cutmix=1.0)(clips, targets)

@@ -37,10 +37,10 @@ class Augment:
         in any order; the hue stays.
     erasing: how probably a rectangle of the clip, the same in all frames, is made black.
 
-    Neither policy mirrors a clip, and no class becomes another by a flip, but both turn, shift and shear: randaugment
-    by up to 30 degrees and 45% of a side (at magnitude 30), trivialaugment by up to 135 degrees, which makes a movement
-    to the left one to the right. For classes that differ in a direction, take randaugment. What comes in at the edges
-    is black. Raises InputError for values that make no sense.
+    Neither policy mirrors a clip, but both turn, shift and shear it: randaugment by up to 30 degrees and 45% of a side
+    (at magnitude 30), trivialaugment by up to 135 degrees, which makes a movement to the left one to the right. For
+    classes that differ in a direction, take randaugment. What comes in at the edges is black. Raises InputError for
+    values that make no sense.
     """
 
     def __init__(
