@@ -5,7 +5,7 @@ frame more, in another order; where a keyframe is none, it shows what its decode
 error. So nothing is taken on trust. `Video` counts the packets, which takes a few milliseconds (or none, with a
 layout), and what torchcodec gives is used as long as
 
-* every frame has a time of its own, and both count the same number of frames;
+* every frame has a time of its own, both count the same number of frames, and both turn them the same way;
 * the time that torchcodec says of each frame is that of the frame asked for;
 * the keyframe from which it is decoded looks the same as `Video` shows it; each is compared once.
 
@@ -144,6 +144,10 @@ class TorchcodecVideo:
         if len(self._decoder) != self.info.num_frames:
             found = f"torchcodec counts {len(self._decoder)}, PyAV {self.info.num_frames}"
             raise _UnfitError("they count different numbers of frames", found)
+        turned = getattr(self._decoder.metadata, "rotation", None) or 0.0  # counter-clockwise; none before it turned
+        if self.info.mirrored or -turned % 360 != self.info.rotation:
+            found = f"it is turned by {self.info.rotation} degrees{', mirrored' * self.info.mirrored}"
+            raise _UnfitError("torchcodec would not turn it as a player does", found)
         return times
 
     def _read(self, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
@@ -156,7 +160,7 @@ class TorchcodecVideo:
         self._compare_keyframes(wanted)
         for first in range(0, len(wanted), FRAMES_AT_ONCE):
             if self._cancelled is not None and self._cancelled.is_set():
-                raise VideoError(f"{self.path}: reading was cancelled")
+                raise VideoError(f"{self.path}: reading was given up")
             part = wanted[first : first + FRAMES_AT_ONCE]
             read[first : first + len(part)] = scaled(self._decode(part), size)
         return read[rows] if list(numbers) != wanted else read
