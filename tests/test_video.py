@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import logging
 import random
@@ -15,18 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_csn.data.video import (
-    Index,
-    Packet,
-    Start,
-    Video,
-    VideoError,
-    VideoInfo,
-    index_packets,
-    plan_runs,
-    read_orientation,
-    unpack,
-)
+from lightning_csn.data.video import Video, VideoError, VideoInfo, read_orientation
 
 GOP_OF_5 = {"g": "5", "bf": "2"}
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
@@ -76,16 +66,21 @@ def decode_all(path: Path) -> torch.Tensor:
 
 
 def decoded_packets(video: Video, monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Positions of the packets that `video` decodes from now on."""
-    decode, positions = video._decode, []
+    """Times of the packets that are given to the decoder of `video` from now on."""
+    decode, times = video._decode, []
 
     def note(packet):
         if packet is not None:
-            positions.append(video._position - 1)
+            times.append(packet.pts)
         return decode(packet)
 
     monkeypatch.setattr(video, "_decode", note)
-    return positions
+    return times
+
+
+def believe(video: Video, **changes) -> None:
+    """Make `video` believe something else of its file than what it found."""
+    video._layout = dataclasses.replace(video._layout, **changes)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,12 +104,12 @@ def test_only_what_a_frame_needs_is_decoded(kind, make_video, tmp_path, monkeypa
     name, options = KINDS[kind]
     path = make_video(tmp_path / name, frames=40, **options)
     with Video(path) as video:
-        positions = decoded_packets(video, monkeypatch)
+        times = decoded_packets(video, monkeypatch)
         video.frames([38])
-        assert len(positions) < 20
-        positions.clear()
+        assert len(times) < 20
+        times.clear()
         video.frames([0, 1])
-        assert len(positions) < 10
+        assert len(times) < 10
 
 
 def test_repeated_and_unordered_numbers_come_as_asked_for(make_video, read_number, tmp_path):
@@ -127,12 +122,13 @@ def test_no_numbers_give_no_frames(make_video, tmp_path):
     assert read_frames(make_video(tmp_path / "a.mp4"), []).shape == (0, 48, 64, 3)
 
 
-def test_a_file_is_opened_anew_only_to_go_back(make_video, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("name", "times"), [("a.mp4", 1), ("a.mkv", 1), ("a.avi", 2)])
+def test_a_file_is_opened_anew_only_where_it_cannot_be_searched(name, times, make_video, tmp_path, monkeypatch):
     opened = []
     monkeypatch.setattr(Video, "_open", lambda video, open=Video._open: (opened.append(1), open(video)))
-    with Video(make_video(tmp_path / "a.mp4", frames=40, options={"g": "5"})) as video:
+    with Video(make_video(tmp_path / name, frames=40, codec="mpeg4", options={"g": "5"})) as video:
         video.frames([0, 20, 39, 3])
-    assert len(opened) == 2
+    assert len(opened) == times
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
@@ -140,20 +136,20 @@ def test_a_keyframe_that_is_none_is_not_believed(codec, make_video, tmp_path):
     path = make_video(tmp_path / "a.mp4", frames=20, codec=codec, options={"g": "100"})
     truth = decode_all(path)
     with Video(path) as video:
-        video._index = video._index._replace(starts=[Start(0, 0), *(Start(i, i) for i in range(1, 20))])
+        believe(video, starts=range(20))
         assert torch.equal(video.frames([2, 17]), truth[[2, 17]])
-        assert video._index.starts == [Start(0, 0)]
+        assert video.layout.starts == ()
 
 
 def test_frames_out_of_step_with_their_times_are_read_from_the_beginning(make_video, tmp_path):
     path = make_video(tmp_path / "a.mp4", frames=20, options={"g": "5"})
     truth = decode_all(path)
     with Video(path) as video:
-        assert [start.frame for start in video._index.starts] == [0, 5, 10, 15]
-        times = video._index.times
-        video._index = video._index._replace(times=[*times[:12], times[12] + 1, *times[13:]])
+        assert video.layout.starts == (0, 5, 10, 15)
+        times = video.layout.times
+        believe(video, times=[*times[:12], times[12] + 1, *times[13:]])
         assert torch.equal(video.frames([14]), truth[[14]])
-        assert video._index.starts == [Start(0, 0)]
+        assert video.layout.starts == ()
 
 
 def test_after_a_damaged_keyframe_frames_are_read_from_the_beginning(make_video, tmp_path):
@@ -167,9 +163,9 @@ def test_after_a_damaged_keyframe_frames_are_read_from_the_beginning(make_video,
     path.write_bytes(content)
     truth = read_frames(path, range(20))
     with Video(path) as video:
-        assert Start(10, 10) in video._index.starts
+        assert 10 in video.layout.starts
         assert torch.equal(video.frames([10, 12]), truth[[10, 12]])
-        assert video._index.starts == [Start(0, 0)]
+        assert video.layout.starts == ()
 
 
 def remux(source: Path, target: Path, change) -> None:
@@ -351,7 +347,7 @@ def test_a_packet_that_cannot_be_decoded_is_passed_over(make_video, read_number,
     path = make_video(tmp_path / "a.mp4", frames=20, options={"g": "1"})
     spoil_packets(path, [5])
     with Video(path) as video:
-        video._index = video._index._replace(starts=[Start(0, 0)])
+        believe(video, starts=())
         assert [read_number(frame) for frame in video.frames(range(6))] == [0, 1, 2, 3, 4, 6]
 
 
@@ -486,66 +482,6 @@ def test_a_file_that_cannot_be_read_is_let_go(content, tmp_path):
         with pytest.raises(VideoError):
             probe(path)
     assert len(list(descriptors.iterdir())) == before
-
-
-def key(time: int | None, **flags: bool) -> Packet:
-    return Packet(time, 1, is_keyframe=True, **flags)
-
-
-@pytest.mark.parametrize(
-    ("packets", "expected"),
-    [
-        ([], Index(0, 0, [], [Start(0, 0)])),
-        ([key(0), Packet(1, 1), key(2)], Index(3, 2, [0, 1, 2], [Start(0, 0), Start(2, 2)])),
-        # open GOP: the frame of time 2 comes after the keyframe of time 3, and is shown before it
-        ([key(0), Packet(1, 1), key(3), Packet(2, 1)], Index(4, 3, [0, 1, 2, 3], [Start(0, 0), Start(2, 3)])),
-        # the first packets are hidden by an edit list
-        ([Packet(0, 0, is_keyframe=True), Packet(1, 1), key(2)], Index(2, 1, [1, 2], [Start(0, 0), Start(2, 1)])),
-        # nothing comes out before a keyframe
-        ([Packet(0, 1), Packet(1, 1), key(2), Packet(3, 1), key(4)], Index(3, 2, [], [Start(0, 0)])),
-        # times that prove nothing: doubled, missing, damaged, before the first keyframe
-        ([key(0), Packet(0, 1), key(2)], Index(3, 2, [], [Start(0, 0)])),
-        ([key(0), Packet(None, 1), key(2)], Index(3, 2, [], [Start(0, 0)])),
-        ([key(0), Packet(1, 1, is_corrupt=True), key(2)], Index(3, 2, [], [Start(0, 0)])),
-        ([key(1), Packet(0, 1), key(2)], Index(3, 2, [], [Start(0, 0)])),
-        # no keyframes at all
-        ([Packet(0, 1), Packet(1, 1)], Index(2, 1, [0, 1], [Start(0, 0)])),
-    ],
-)
-def test_packets_say_how_many_frames_there_are_and_where_to_start(packets, expected):
-    assert index_packets(packets) == expected
-
-
-@pytest.mark.parametrize(
-    ("numbers", "expected"),
-    [
-        ([], []),
-        ([0], [(0, [0])]),
-        ([19, 20], [(0, [19, 20])]),  # a new start would cost more than it saves
-        ([10, 20], [(0, [10]), (20, [20])]),
-        ([12, 20], [(0, [12, 20])]),
-        ([45], [(40, [45])]),
-        ([1, 21, 22, 59], [(0, [1]), (20, [21, 22]), (40, [59])]),
-    ],
-)
-def test_decoding_starts_where_it_saves_work(numbers, expected):
-    starts = [Start(0, 0), Start(20, 20), Start(40, 40)]
-    assert plan_runs(numbers, starts) == [(Start(start, start), run) for start, run in expected]
-
-
-@pytest.mark.parametrize(
-    ("pictures", "frames"),
-    [
-        ([], []),
-        ([1, 1, 1], [1, 1, 1]),
-        ([1, 0, 1], [1, 1, 1]),  # nothing packed: a picture of few bytes
-        ([1, 2, 0, 2, 0], [1, 1, 1, 1, 1]),
-        ([1, 0, 2, 0], [1, 0, 1, 1]),
-        ([1, 2, 1, 0, 2, 1], [1, 1, 1, 1, 1, 1]),  # the last picture has no packet left to push it out
-    ],
-)
-def test_packed_pictures_come_out_one_a_packet(pictures, frames):
-    assert unpack(pictures) == frames
 
 
 def test_an_orientation_may_be_rounded():

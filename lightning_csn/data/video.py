@@ -12,16 +12,18 @@ Nothing here chooses frames; that is sampling.py.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import logging
+import math
+import mmap
 import os
 import threading
-from bisect import bisect_left, bisect_right
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from itertools import pairwise
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -31,17 +33,33 @@ import torch.nn.functional as F
 from av.video.reformatter import VideoReformatter
 from torch import Tensor
 
+from lightning_csn.data.packets import (
+    Index,
+    Packet,
+    count_pictures,
+    index_packets,
+    plan_runs,
+    temporal_layer,
+    unpack,
+    varies,
+)
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)
 
 LARGEST_PIXEL_ASPECT = 4  # a film of 2.39:1 in a square picture has 2.39; more is a broken header, not a lens
 LARGEST_RATE_ERROR = 0.05  # FLV headers say 1000 frames per second; rounding of time stamps is below this share
-MPEG4_PICTURE = b"\x00\x00\x01\xb6"  # the start code of a coded picture (ISO 14496-2, vop_start_code)
-SMALLEST_CODED_MPEG4_BYTES = 20  # FFmpeg's MAX_NVOP_SIZE is 19: in packed streams, what is smaller is a filler
 # PyAV 18 wants to be told that titles need not be UTF-8, as one in HMDB51 is not; PyAV 19 does not mind
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-FRAMES_WORTH_A_JUMP = 8  # a decoder holds a few frames back, which are decoded twice where reading starts anew
+# Without a number of threads, PyAV starts one for each core to convert a frame; before 17 there was no choice, and one
+REFORMAT_OPTIONS: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
+# Codecs, of which frames that no other refers to can be left out: FFmpeg does as it is told from packet to packet
+SKIPPING_CODECS = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")
+# Containers, by FFmpeg's names, that hold the times at which frames are shown; in AVI they are made up
+TRUE_TIMES = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "mpegts", "mpeg")
+SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # that find a keyframe without reading all that is before
+LARGEST_KEPT_BYTES = 1 << 25  # glibc's DEFAULT_MMAP_THRESHOLD_MAX: larger blocks go back to the system when freed
+UNEVEN = ("mpeg4", "vp8")  # codecs of which a packet may give no frame, or two
 
 
 class VideoError(InputError):
@@ -86,30 +104,39 @@ class VideoLayout:
 
     times: of each frame, ascending, in units of the stream; empty where they prove nothing.
     unit: seconds, as numerator and denominator; (0, 1) where it is not known.
-    starts: numbers of the frames from which decoding can start, ascending; 0 is always one.
+    starts: numbers of the frames with whose packets decoding can start, ascending; elsewhere it is the beginning.
+    skips: whether the decoder can be told by the times to leave out frames that no other refers to.
     """
 
     info: VideoInfo
     times: Sequence[int]
     unit: tuple[int, int]
     starts: Sequence[int]
+    skips: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON; times at a constant rate as first, step and number."""
-        times: Any = list(self.times)
-        steps = {after - before for before, after in pairwise(times)}
-        if len(steps) == 1:
-            times = {"first": times[0], "step": steps.pop()}
-        return {"info": asdict(self.info), "times": times, "unit": list(self.unit), "starts": list(self.starts)}
+        """Plain values for JSON; times at one rate as where they start, stop and step."""
+        times: Any = self.times
+        times = {"range": [times.start, times.stop, times.step]} if isinstance(times, range) else list(times)
+        return {
+            "info": asdict(self.info),
+            "times": times,
+            "unit": list(self.unit),
+            "starts": list(self.starts),
+            "skips": self.skips,
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VideoLayout:
         """The layout that `to_dict` gave these values of."""
-        info, times = VideoInfo(**values["info"]), values["times"]
-        if isinstance(times, Mapping):
-            first, step = times["first"], times["step"]
-            times = range(first, first + step * info.num_frames, step)
-        return cls(info=info, times=times, unit=(values["unit"][0], values["unit"][1]), starts=list(values["starts"]))
+        times, unit = values["times"], values["unit"]
+        return cls(
+            info=VideoInfo(**values["info"]),
+            times=range(*times["range"]) if isinstance(times, Mapping) else tuple(times),
+            unit=(unit[0], unit[1]),
+            starts=tuple(values["starts"]),
+            skips=values["skips"],
+        )
 
 
 class Orientation(NamedTuple):
@@ -120,107 +147,16 @@ class Orientation(NamedTuple):
     columns_reversed: bool = False
 
 
-class Packet(NamedTuple):
-    """What a packet says of itself: its time in units of the stream, if it adds a frame, if decoding can start."""
-
-    time: int | None
-    frames: int  # 0 or 1
-    is_keyframe: bool = False
-    is_corrupt: bool = False
-
-
-class Start(NamedTuple):
-    """A place where decoding can start: the number of the packet to begin with, and of the frame that this gives."""
-
-    packet: int
-    frame: int
-
-
-class Index(NamedTuple):
-    """A video by its packets.
-
-    span: time from the first frame to the last, in units of the stream; 0 where it is not known.
-    times: of each frame, ascending; empty where they prove nothing.
-    """
-
-    num_frames: int
-    span: int
-    times: list[int]
-    starts: list[Start]
-
-
-class _OutOfStepError(Exception):
-    """The frames after a keyframe are not those that the packets promised: only reading from the beginning is exact."""
-
-
-def index_packets(packets: Sequence[Packet]) -> Index:
-    """Count the frames of a video and find the keyframes from which decoding may start.
-
-    Packets before the first keyframe give no frame. The first start is always the beginning; there are others only
-    where every frame has a time of its own, nothing is damaged, and nothing is shown before the first keyframe: then
-    the frame of a keyframe has as many frames before it as there are smaller times.
-
-    >>> i, p, b = (Packet(0, 1, is_keyframe=True), Packet(3, 1), Packet(1, 1))
-    >>> index_packets([i, p, b, Packet(2, 1), Packet(4, 1, is_keyframe=True)])
-    Index(num_frames=5, span=4, times=[0, 1, 2, 3, 4], starts=[Start(packet=0, frame=0), Start(packet=4, frame=4)])
-    """
-    first = next((i for i, packet in enumerate(packets) if packet.is_keyframe), 0)
-    shown = [packet for packet in packets[first:] if packet.frames]
-    times = sorted(packet.time for packet in shown if packet.time is not None)
-    span = times[-1] - times[0] if times else 0
-    starts = [Start(0, 0)]
-    orderly = (
-        first == 0
-        and len(shown) == len(set(times)) > 0
-        and packets[0].time is not None
-        and packets[0].time <= times[0]
-        and not any(packet.is_corrupt for packet in packets)
-    )
-    if not orderly:
-        return Index(len(shown), span, [], starts)
-    for i, packet in enumerate(packets[1:], 1):
-        if packet.is_keyframe and packet.frames and packet.time is not None:
-            starts.append(Start(i, bisect_left(times, packet.time)))
-    return Index(len(shown), span, times, sorted(starts, key=lambda start: start.frame))
-
-
-def unpack(pictures: Sequence[int]) -> list[int]:
-    """How many frames each packet of MPEG-4 adds, by how many pictures are coded in it.
-
-    In AVI, a packet may hold a picture together with one or more that are shown before it, and a later packet no more
-    than a filler of a few bytes. The decoder puts out one frame for each packet, as long as it has one; what is left
-    after the last packet is lost. Where nothing is packed, few bytes are a picture in which little changed.
-
-    >>> unpack([1, 0, 2, 1, 0, 2]), unpack([1, 0, 1])
-    ([1, 0, 1, 1, 1, 1], [1, 1, 1])
-    """
-    if max(pictures, default=1) < 2:
-        return [1] * len(pictures)
-    frames, waiting = [], 0
-    for n in pictures:
-        waiting += n
-        frames.append(min(waiting, 1))
-        waiting -= frames[-1]
-    return frames
-
-
-def plan_runs(numbers: Sequence[int], starts: Sequence[Start]) -> list[tuple[Start, list[int]]]:
-    """Group frame numbers, ascending and without repeats, by where decoding starts for them.
-
-    It starts at the last keyframe before a frame, unless decoding on from the frame before is about as near.
-
-    >>> starts = [Start(0, 0), Start(50, 50), Start(100, 100)]
-    >>> plan_runs([10, 45, 55, 70, 130], starts)
-    [(Start(packet=0, frame=0), [10, 45, 55, 70]), (Start(packet=100, frame=100), [130])]
-    """
-    runs: list[tuple[Start, list[int]]] = []
-    for number in numbers:
-        start = starts[bisect_right(starts, number, key=lambda start: start.frame) - 1]
-        if runs and start.frame - runs[-1][1][-1] <= FRAMES_WORTH_A_JUMP:
-            runs[-1][1].append(number)
-        else:
-            runs.append((start, [number]))
-    return runs
+ORIENTATIONS = {  # by degrees clockwise, and whether the picture is mirrored left to right before it is turned
+    (0, False): Orientation(),
+    (90, False): Orientation(transposed=True, columns_reversed=True),
+    (180, False): Orientation(rows_reversed=True, columns_reversed=True),
+    (270, False): Orientation(transposed=True, rows_reversed=True),
+    (0, True): Orientation(columns_reversed=True),
+    (90, True): Orientation(transposed=True, rows_reversed=True, columns_reversed=True),
+    (180, True): Orientation(rows_reversed=True),
+    (270, True): Orientation(transposed=True),
+}
 
 
 def read_orientation(matrix: Sequence[int]) -> Orientation:
@@ -243,10 +179,14 @@ def read_orientation(matrix: Sequence[int]) -> Orientation:
     return Orientation()
 
 
+class _OutOfStepError(Exception):
+    """What comes out of the decoder is not what the packets promised: only counting from the beginning is exact."""
+
+
 class Video:
     """An open video file; close it, or use it in a `with` block, since open ones leak memory.
 
-    source: a path, the bytes of a file, or an open binary file that can seek.
+    source: a path, the bytes of a file, or an open binary file that can seek, which stays open.
     name: what messages call the video; None takes the path.
     threads: that decode; 1 is right in the workers of a DataLoader, which are many already.
     layout: what `layout` said of the same file before: then neither its packets nor its first frame are looked at in
@@ -256,7 +196,9 @@ class Video:
     Raises VideoError, with the path and FFmpeg's reason, where no frame can be had.
     """
 
+    info: VideoInfo
     _packets: Iterator[Any]
+    _layout: VideoLayout
 
     def __init__(
         self,
@@ -269,20 +211,17 @@ class Video:
     ) -> None:
         self._source: Any = os.fspath(source) if isinstance(source, str | os.PathLike) else source
         self.path = name or (self._source if isinstance(self._source, str) else "video")
-        self._cancelled = cancelled
         self._threads = threads
+        self._cancelled = cancelled
         self._fault: str | None = None  # FFmpeg's last complaint about what is inside
         self._reformatter = VideoReformatter()  # kept: a new one for each frame costs 24 to 40% more
         self._open()
+        self._given = layout is not None
         try:
-            first, packets = self._scan()
+            self._heed(layout or self._scan())
         except BaseException:
             self.close()
             raise
-        self._orientation = _orientation_of(first)
-        self._index = index_packets(packets)
-        height, width = self._shown_size(first)
-        self.info = VideoInfo(num_frames=max(self._index.num_frames, 1), fps=self._rate(), height=height, width=width)
 
     def __enter__(self) -> Video:
         return self
@@ -293,21 +232,17 @@ class Video:
         self.close()
 
     @property
+    def layout(self) -> VideoLayout:
+        """What was found out about the file when it was opened; give it to Video to open the same file faster."""
+        return self._layout
+
+    @property
     def times(self) -> Sequence[float] | None:
         """Seconds of each frame from the first, ascending; None where the file proves none."""
-        numerator, denominator = self.layout.unit
-        ticks = self.layout.times
+        ticks, (numerator, denominator) = self._layout.times, self._layout.unit
         if not ticks or not numerator:
             return None
         return [(tick - ticks[0]) * numerator / denominator for tick in ticks]
-
-    @property
-    def layout(self) -> VideoLayout:
-        """What was found out about the file when it was opened; give it to Video to open the same file faster."""
-        unit = self._stream.time_base
-        starts = [start.frame for start in self._index.starts]
-        pair = (unit.numerator, unit.denominator) if unit else (0, 1)
-        return VideoLayout(info=self.info, times=self._index.times, unit=pair, starts=starts)
 
     def close(self) -> None:
         """Let go of the file and of the decoder."""
@@ -319,71 +254,101 @@ class Video:
 
         size: (height, width) that frames are scaled to while their colours are converted; None keeps the shown size.
 
-        Decoding starts at the last keyframe where that is known to give the same frames, else at the beginning. A
-        packet that FFmpeg cannot decode is passed over, as FFmpeg's own program does (and then counts as a frame for
-        those found from a later keyframe, which cannot know of it). Where a video thus ends
-        before `num_frames`, its last frame stands for those that are missing, and a warning, logged once for each
-        file, says how many there were. Raises VideoError for a number outside the video.
+        Decoding starts at the last keyframe where that is known to give the same frames, else at the beginning; and
+        frames that are not asked for and that no other refers to are left out where the packets' times tell them.
+
+        A packet that FFmpeg cannot decode is passed over, as FFmpeg's own program does (and then counts as a frame for
+        those found by their times, since nobody looked at it). Where a video thus ends before `num_frames`, its last
+        frame stands for those that are missing, and a warning, logged once for each file, says how many there were.
+        Raises VideoError for a number outside the video.
         """
+        self._check(numbers)
+        height, width = size or (self.info.height, self.info.width)
+        frames = _empty(len(numbers), height, width, 3)
+        try:
+            self._fill(frames, numbers)
+        except _OutOfStepError:
+            if self._given:
+                return self._frames_of_another_layout(numbers, size)
+            self._layout = replace(self._layout, times=(), starts=(), skips=False)
+            self._fill(frames, numbers)
+        return frames
+
+    def _check(self, numbers: Sequence[int]) -> None:
         for number in numbers:
             if not 0 <= number < self.info.num_frames:
                 raise VideoError(
                     f"{self.path}: frame {number} was asked for, the video has {self.info.num_frames} "
                     f"(0 to {self.info.num_frames - 1})"
                 )
-        height, width = size or (self.info.height, self.info.width)
-        frames = torch.empty(len(numbers), height, width, 3, dtype=torch.uint8)
-        try:
-            self._fill(frames, numbers)
-        except _OutOfStepError:
-            self._index = self._index._replace(starts=[Start(0, 0)])
-            self._fill(frames, numbers)
-        return frames
+
+    def _frames_of_another_layout(self, numbers: Sequence[int], size: tuple[int, int] | None) -> Tensor:
+        """The same as `frames`, after the file was found not to be as the layout that was given says."""
+        _warn_once(f"{self.path}: the file is not as it was when its layout was recorded; it is looked at anew")
+        size = size or (self.info.height, self.info.width)
+        self._reopen()
+        self._given = False
+        self._heed(self._scan())
+        return self.frames(numbers, size=size)
+
+    def _heed(self, layout: VideoLayout) -> None:
+        self._layout = layout
+        self.info = layout.info
+        self._orientation = ORIENTATIONS[layout.info.rotation, layout.info.mirrored]
 
     def _fill(self, frames: Tensor, numbers: Sequence[int]) -> None:
         """Decode these numbers into `frames` (T, H, W, C)."""
         places: dict[int, list[int]] = {}
         for place, number in enumerate(numbers):
             places.setdefault(number, []).append(place)
-        for start, run in plan_runs(sorted(places), self._index.starts):
+        for start, run in plan_runs(sorted(places), self._layout.starts):
             wanted = deque(run)
-            last, decoded = None, start.frame
-            for number, frame in self._decode_from(start):
+            last, decoded = None, 0
+            for number, frame in self._decode_from(start, run):
                 last, decoded = frame, number + 1
                 if number == wanted[0]:
-                    frames[places[wanted.popleft()]] = self._convert(frame, frames.shape[1], frames.shape[2])
+                    self._put(frame, frames, places[wanted.popleft()])
                     if not wanted:
                         break
             if not wanted:
                 continue
             if last is None:  # the first frame was there when the file was opened
                 raise VideoError(f"{self.path}: no frame can be decoded any more ({self._fault or 'the file changed'})")
-            image = self._convert(last, frames.shape[1], frames.shape[2])
             for number in wanted:
-                frames[places[number]] = image
+                self._put(last, frames, places[number])
             _warn_once(
                 f"{self.path}: {decoded} frames could be decoded of the {self.info.num_frames} that the file holds "
                 f"({self._fault or 'the others give no picture'}); the last one is repeated"
             )
 
-    def _decode_from(self, start: Start) -> Iterator[tuple[int, av.VideoFrame]]:
-        """Numbers and frames from a start on; raises _OutOfStepError where they may not be those of the index."""
-        frames = self._feed(start.packet)
-        if start.packet == 0:
-            yield from enumerate(frames)
+    def _decode_from(self, start: int | None, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """Numbers and frames from a start on, all those that are wanted and others; None is the beginning.
+
+        Where times tell which frame a packet gives, no frame may come out before an earlier one that the decoder was
+        asked for; else _OutOfStepError is raised, as it is where not all that are wanted come.
+        """
+        times = self._layout.times
+        self._go_to(start)
+        if not times:
+            yield from enumerate(self._feed())
             return
-        times, number = self._index.times, start.frame
-        for frame in frames:
+        self._fault = None
+        asked: set[int] = set()
+        number = start or 0
+        for frame in self._feed({times[n] for n in wanted}, asked):
+            while number < len(times) and times[number] not in asked and frame.pts != times[number]:
+                number += 1
             expected = number < len(times) and frame.pts == times[number]
-            if not expected or frame.is_corrupt or (number == start.frame and not frame.key_frame):
+            if not expected or frame.is_corrupt or self._fault or (number == start and not frame.key_frame):
                 raise _OutOfStepError
             yield number, frame
             number += 1
         raise _OutOfStepError  # whoever wanted no more has left the loop above
 
-    def _convert(self, frame: av.VideoFrame, height: int, width: int) -> Tensor:
-        """A decoded frame as it is shown: uint8 (height, width, 3)."""
+    def _put(self, frame: av.VideoFrame, frames: Tensor, places: Sequence[int]) -> None:
+        """Put a decoded frame, as it is shown, into these places of `frames` (T, H, W, C)."""
         turn = self._orientation
+        height, width = frames.shape[1:3]
         size = (width, height) if turn.transposed else (height, width)
         # FFmpeg scales the half frames of interlaced pictures apart, which leaves combs: torch scales the whole
         apart = frame.interlaced_frame and size != (frame.height, frame.width)
@@ -393,27 +358,37 @@ class Video:
             width=frame.width if apart else size[1],
             format="rgb24",
             interpolation="BILINEAR",  # averages over what it leaves out when it makes smaller: no aliasing
+            **REFORMAT_OPTIONS,
         )
-        pixels = torch.from_numpy(image.to_ndarray())
+        plane = image.planes[0]
+        rows = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)  # lines may end in a few bytes more
+        pixels = rows[: image.height, : 3 * image.width].unflatten(1, (image.width, 3))
         if apart:
             channels_first = pixels.permute(2, 0, 1)[None]
             pixels = F.interpolate(channels_first, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
         if turn.transposed:
             pixels = pixels.transpose(0, 1)
         reversed_axes = [axis for axis, reverse in enumerate(turn[1:]) if reverse]
-        return pixels.flip(reversed_axes) if reversed_axes else pixels
+        if reversed_axes:
+            pixels = pixels.flip(reversed_axes)
+        for place in places:
+            frames[place].copy_(pixels)
 
     def _open(self) -> None:
         """Open the file anew, at its beginning."""
+        source = self._source
+        if isinstance(source, str):
+            source = f"file:{source}"  # keeps FFmpeg from taking a colon in a name for a protocol
+            if os.path.exists(self._source) and not os.path.isfile(self._source) and not os.path.isdir(self._source):
+                raise VideoError(f"{self.path}: not a regular file")  # reading from a pipe might never end
+        elif isinstance(source, bytes):
+            source = io.BytesIO(source)
+        else:
+            source.seek(0)
         try:
-            # "file:" keeps FFmpeg from taking a colon in a name for a protocol
-            source: Any = f"file:{self._source}" if isinstance(self._source, str) else self._source
-            if isinstance(source, bytes):
-                source = io.BytesIO(source)
             self._container: Any = av.open(source, **OPEN_OPTIONS)
-        except av.FFmpegError as error:
-            empty = os.path.isfile(self.path) and os.path.getsize(self.path) == 0
-            raise VideoError(f"{self.path}: {'the file is empty' if empty else error.strerror}") from error
+        except (av.FFmpegError, OSError) as error:
+            raise VideoError(f"{self.path}: {'the file is empty' if self._is_empty() else error.strerror}") from error
         self._stream: Any = self._container.streams.best("video")
         if self._stream is None or self._stream.codec_context is None:
             kinds = ", ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
@@ -424,17 +399,30 @@ class Video:
             raise VideoError(f"{self.path}: {reason}")
         self._stream.codec_context.thread_count = self._threads
         self._packets = self._demux()
-        self._position = 0  # number of the packet that comes next
+        self._latest: int | None = None  # the highest time of a packet that was read; None where none was
+
+    def _is_empty(self) -> bool:
+        if isinstance(self._source, str):
+            return os.path.isfile(self._source) and os.path.getsize(self._source) == 0
+        return len(self._source if isinstance(self._source, bytes) else self._source.read(1)) == 0
+
+    def _reopen(self) -> None:
+        self._container.close()
+        self._open()
 
     def _demux(self) -> Iterator[Any]:
         """The packets with something in them; an empty one would tell the decoder that the video is over."""
         try:
             for packet in self._container.demux(self._stream):
+                if self._cancelled is not None and self._cancelled.is_set():
+                    raise VideoError(f"{self.path}: reading was given up")
                 if packet.size:
-                    self._position += 1
+                    self._latest = max(self._latest or 0, packet.pts or 0)
                     yield packet
         except av.FFmpegError as error:
             self._fault = error.strerror
+        except OSError as error:  # of a file object; FFmpeg's own are caught above
+            raise VideoError(f"{self.path}: {error}") from error
 
     def _decode(self, packet: Any) -> Sequence[av.VideoFrame]:
         """What the decoder puts out on being given a packet; None asks for what it still holds back."""
@@ -444,36 +432,115 @@ class Video:
             self._fault = error.strerror
             return ()
 
-    def _feed(self, start: int) -> Iterator[av.VideoFrame]:
-        """The frames that come from packet `start` and those after it, without decoding what is before."""
-        if start < self._position:
-            self._container.close()
-            self._open()
-        else:
+    def _go_to(self, start: int | None) -> None:
+        """Make the packet of this frame, a keyframe, the next; None is the beginning of the file."""
+        if start is None:
+            if self._latest is not None:
+                self._reopen()
+            return
+        time = self._layout.times[start]
+        if self._container.format.name in SEEKABLE:
+            try:
+                self._container.seek(time, stream=self._stream)
+            except av.FFmpegError as error:
+                raise _OutOfStepError from error
+            self._packets = self._demux()
+        elif self._latest is not None and time <= self._latest:
+            self._reopen()
+        if self._stream.codec_context.is_open:
             self._stream.codec_context.flush_buffers()
         for packet in self._packets:
-            if self._position > start:
-                yield from self._decode(packet)
+            if packet.is_keyframe and packet.pts is not None and packet.pts >= time and not packet.is_discard:
+                if packet.pts > time:
+                    break
+                self._packets = chain([packet], self._packets)
+                return
+        raise _OutOfStepError
+
+    def _feed(self, wanted: Collection[int] = (), asked: set[int] | None = None) -> Iterator[av.VideoFrame]:
+        """The frames of the next packets, up to the end; or, where frames may be left out, to the last that is wanted.
+
+        wanted: times of frames. asked: gets the times of the packets that were decoded for the sake of their frames.
+        """
+        codec = self._stream.codec_context
+        codec.skip_frame, skipping = "DEFAULT", False
+        missing = set(wanted) if self._layout.skips else None
+        for packet in self._packets:
+            if missing is not None and skipping == (packet.pts in wanted):
+                skipping = not skipping
+                codec.skip_frame = "NONREF" if skipping else "DEFAULT"
+            if asked is not None and not skipping:
+                asked.add(packet.pts)
+            yield from self._decode(packet)
+            if missing is not None and not packet.is_discard:
+                missing.discard(packet.pts)
+                if not missing:
+                    break
         yield from self._decode(None)
 
-    def _scan(self) -> tuple[av.VideoFrame, list[Packet]]:
+    def _scan(self) -> VideoLayout:
         """Look at every packet once, and decode until the first frame is there."""
+        codec = self._stream.codec_context.codec.canonical_name
         packets: list[Packet] = []
-        first: av.VideoFrame | None = None
-        codec = self._stream.codec_context.name
         pictures: list[int] = []
+        layers = False
+        first: av.VideoFrame | None = None
         for packet in self._packets:
-            pictures.append(_pictures_in(packet, codec))
             packets.append(Packet(packet.pts, int(not packet.is_discard), packet.is_keyframe, packet.is_corrupt))
+            if codec in UNEVEN:
+                pictures.append(count_pictures(memoryview(packet), codec))
+            elif codec == "hevc":
+                layers |= temporal_layer(bytes(packet), self._unit_size_bytes()) > 0
             if first is None:
-                first = next(iter(self._decode(packet)), None)
+                first = self._first_of(packet) if len(packets) == 1 else next(iter(self._decode(packet)), None)
         first = first or next(iter(self._decode(None)), None)
         if first is None:
             raise VideoError(f"{self.path}: no frame can be decoded ({self._fault or 'the file holds a header only'})")
-        counts = unpack(pictures) if codec == "mpeg4" else pictures
-        return first, [packet._replace(frames=packet.frames * n) for packet, n in zip(packets, counts, strict=True)]
+        if pictures:
+            counts = unpack(pictures) if codec == "mpeg4" else pictures
+            packets = [packet._replace(frames=packet.frames * n) for packet, n in zip(packets, counts, strict=True)]
+        index = index_packets(packets)
+        if max(pictures, default=1) > 1:  # packed: times are those of packets, not of the frames that come out
+            index = Index(index.num_frames, index.span)
+        orientation = _orientation_of(first)
+        rotation, mirrored = next(shown for shown, how in ORIENTATIONS.items() if how == orientation)
+        height, width = self._shown_size(first, orientation)
+        unit = self._stream.time_base
+        info = VideoInfo(
+            num_frames=max(index.num_frames, 1),
+            fps=self._rate(index),
+            height=height,
+            width=width,
+            codec=codec,
+            pixel_format=first.format.name,
+            rotation=rotation,
+            mirrored=mirrored,
+            variable_rate=varies(index.times),
+        )
+        return VideoLayout(
+            info=info,
+            times=index.times if isinstance(index.times, range) else tuple(index.times),
+            unit=(unit.numerator, unit.denominator) if unit else (0, 1),
+            starts=tuple(index.starts),
+            skips=index.reordered
+            and not layers
+            and codec in SKIPPING_CODECS
+            and self._container.format.name in TRUE_TIMES,
+        )
 
-    def _shown_size(self, frame: av.VideoFrame) -> tuple[int, int]:
+    def _first_of(self, packet: Any) -> av.VideoFrame | None:
+        """The frame of the first packet, at once: the decoder would wait for a few packets more."""
+        codec = self._stream.codec_context
+        alone = [*self._decode(packet), *self._decode(None)]
+        codec.flush_buffers()
+        return alone[0] if alone else next(iter(self._decode(packet)), None)
+
+    def _unit_size_bytes(self) -> int:
+        """How many bytes before each unit of an HEVC packet say its size; 0 where units begin with a start code."""
+        header = self._stream.codec_context.extradata or b""
+        return (header[21] & 3) + 1 if len(header) > 21 and header[0] == 1 else 0  # hvcC (ISO 14496-15, 8.3.3.1)
+
+    def _shown_size(self, frame: av.VideoFrame, orientation: Orientation) -> tuple[int, int]:
         """(height, width) of a frame in square pixels, turned."""
         height, width = frame.height, frame.width
         aspect = _number(self._stream.sample_aspect_ratio) or 1.0
@@ -481,15 +548,15 @@ class Video:
             width = round(width * aspect)
         elif 1 / LARGEST_PIXEL_ASPECT <= aspect < 1:
             height = round(height / aspect)
-        return (width, height) if self._orientation.transposed else (height, width)
+        return (width, height) if orientation.transposed else (height, width)
 
-    def _rate(self) -> float | None:
+    def _rate(self, index: Index) -> float | None:
         """Frames per second by the header, unless the packets' times say something else."""
         header = _number(self._stream.average_rate)
         unit = _number(self._stream.time_base)
-        if unit is None or not self._index.span:
+        if unit is None or not index.span:
             return header
-        measured = (self._index.num_frames - 1) / (self._index.span * unit)
+        measured = (index.num_frames - 1) / (index.span * unit)
         if header is not None and abs(header - measured) <= LARGEST_RATE_ERROR * measured:
             return header
         return measured
@@ -502,20 +569,9 @@ def _number(ratio: Any) -> float | None:
     return ratio.numerator / ratio.denominator
 
 
-def _pictures_in(packet: Any, codec: str) -> int:
-    """How many pictures are coded in a packet; one, but for two old codecs."""
-    if codec == "mpeg4":
-        if packet.size < SMALLEST_CODED_MPEG4_BYTES:
-            return 0
-        return max(1, memoryview(packet).tobytes().count(MPEG4_PICTURE))
-    if codec == "vp8":  # has frames that others refer to but nobody sees: bit 4 of the first byte (RFC 6386, 9.1)
-        return memoryview(packet)[0] >> 4 & 1
-    return 1
-
-
 def _orientation_of(frame: av.VideoFrame) -> Orientation:
     # A frame asked for its side data lives until Python next collects cycles; so it is a small copy that is asked.
-    small = VideoReformatter().reformat(frame, width=16, height=16, format="rgb24")
+    small = VideoReformatter().reformat(frame, 16, 16, format="rgb24", interpolation="POINT", **REFORMAT_OPTIONS)
     matrix: Any
     try:
         matrix = small.side_data.get("DISPLAYMATRIX")
@@ -524,6 +580,21 @@ def _orientation_of(frame: av.VideoFrame) -> Orientation:
     if matrix is None:
         return Orientation()
     return read_orientation(torch.frombuffer(bytearray(memoryview(matrix)), dtype=torch.int32).tolist())
+
+
+def _empty(*shape: int) -> Tensor:
+    """An uint8 tensor of any content; a large one in pages of 2 MiB, where the system has them.
+
+    The C library gives such memory back each time, and to get it anew in pages of 4 KiB takes as long as the conversion
+    of its frames.
+    """
+    size_bytes = math.prod(shape)
+    if size_bytes <= LARGEST_KEPT_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return torch.empty(shape, dtype=torch.uint8)
+    room = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError):  # a kernel built without them
+        room.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(room, dtype=torch.uint8).view(shape)
 
 
 @functools.cache
