@@ -306,13 +306,14 @@ def _count_table(report: Report) -> str:
     splits = list(report.counts)
     names = list(next(iter(report.counts.values()), {}))
     most = max((every for counts in report.counts.values() for _, every in counts.values()), default=0) or 1
+    room = max((len(_of(*count)) for counts in report.counts.values() for count in counts.values()), default=0)
     head = "".join(f"<th scope=col>{_text(split)}</th>" for split in splits)
     rows = []
     for name in names:
         cells = []
         for split in splits:
             readable, every = report.counts[split].get(name, (0, 0))
-            cells.append(f"<td>{_bar(every, most, _of(readable, every))}</td>")
+            cells.append(f"<td>{_bar(every, most, _of(readable, every), room)}</td>")
         rows.append(f"<tr><th scope=row>{_text(name)}</th>{''.join(cells)}</tr>")
     return (
         "<section><h2>Videos of each class</h2><div class=scroll tabindex=0 role=region aria-label='Videos of each "
@@ -321,11 +322,12 @@ def _count_table(report: Report) -> str:
     )
 
 
-def _bar(count: int, most: int, text: str) -> str:
-    """A bar that lies, as long as `count` is of `most`, and a number beside it."""
+def _bar(count: int, most: int, text: str, room: int) -> str:
+    """A bar that lies, as long as `count` is of `most`, and a text beside it, with room for so many characters."""
+    width = f"width:{100 * count / most:.4f}%"
     return (
-        f"<div class=measure><span class=track><span class=bar data-count={count} style='width:{100 * count / most:.4f}%'>"
-        f"</span></span><span class=number>{text}</span></div>"
+        f"<div class=measure><span class=track><span class=bar data-count={count} style='{width}'></span></span>"
+        f"<span class=number style='min-width:{room}ch'>{text}</span></div>"
     )
 
 
@@ -352,7 +354,7 @@ def _property_section(report: Report) -> str:
             continue
         most = max(counts.values())
         rows = "".join(
-            f"<tr><th scope=row>{_text(text)}</th><td>{_bar(count, most, str(count))}</td></tr>"
+            f"<tr><th scope=row>{_text(text)}</th><td>{_bar(count, most, str(count), len(str(most)))}</td></tr>"
             for text, count in list(counts.items())[:12]
         )
         rest = len(counts) - 12
@@ -485,9 +487,10 @@ td, th { padding: .25rem .8rem .25rem 0; vertical-align: top; border-top: 1px so
 thead td, thead th { border-top: 0; }
 .plain { width: auto; } .plain td { text-align: right; white-space: nowrap; }
 .scroll { max-height: 36rem; overflow: auto; }
-.counts th[scope=row] { width: 38%; }
+.counts { table-layout: fixed; }
 .measure { display: flex; gap: .6rem; align-items: center; }
-.track { flex: 1; } .measure .number { flex: none; font-size: .875rem; font-variant-numeric: tabular-nums; }
+.track { flex: 1; } .measure .number { flex: none; text-align: right; font-size: .875rem;
+  font-variant-numeric: tabular-nums; }
 .measure .bar { display: block; height: .7rem; background: var(--bar); border-radius: 0 .15rem .15rem 0; }
 .columns { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 18rem), 1fr)); gap: .5rem 2.5rem; }
 figure { margin: 0; }

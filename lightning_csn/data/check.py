@@ -641,7 +641,8 @@ def _leaks(rows: Sequence[Row], copies: Sequence[Sequence[str]]) -> Iterator[Pro
         elif any(a.classes != b.classes and _overlap(a.part, b.part) for i, a in enumerate(there) for b in there[:i]):
             labels[there[0].path] = "; ".join(f"{' '.join(row.classes)}: {row.path}" for row in there)
         elif any(_overlap(a.part, b.part) for i, a in enumerate(there) for b in there[:i]):
-            twice[there[0].path] = first
+            others = ", ".join(dict.fromkeys(row.path for row in there[1:]))
+            twice[there[0].path] = f"{there[0].split}: the same as {others}"
     if leaked:
         text = "{} both to train on and to test or validate on: figures on them are too good"
         yield _of_files(UNSAFE, "train and test", text, leaked)

@@ -50,10 +50,10 @@ def run_apart(
             )
             for place, worker in enumerate(crew):
                 task, tries = worker.task
-                outcome: Result | Failure | None
+                answers: list[Result | Failure] = []
                 if worker.connection in ready:
                     try:
-                        outcome = worker.hear()
+                        answers += worker.hear()
                     except (EOFError, OSError):
                         reason = worker.stop(grace_seconds=5.0)
                         if not worker.started:
@@ -61,15 +61,16 @@ def run_apart(
                                 f"the processes that read files cannot start: {reason}; a script that "
                                 "reads videos needs `if __name__ == '__main__':` around what it does"
                             ) from None
-                        outcome = Failure(f"the process that read it died ({reason})") if tries > 1 else None
-                        if outcome is None:
+                        if tries > 1:
+                            answers.append(Failure(f"the process that read it died ({reason})"))
+                        else:
                             waiting.appendleft((task, tries + 1))
                     else:
-                        if outcome is None:
+                        if not answers:
                             continue
                 elif time.monotonic() >= worker.deadline and not worker.connection.poll():
                     worker.stop()
-                    outcome = Failure(f"reading it took longer than {seconds:g} seconds")
+                    answers.append(Failure(f"reading it took longer than {seconds:g} seconds"))
                 else:
                     continue
                 if waiting:
@@ -78,8 +79,7 @@ def run_apart(
                     worker.give(*waiting.popleft(), seconds)
                 elif not worker.stopped:
                     worker.stop()
-                if outcome is not None:
-                    yield task, outcome
+                yield from ((task, answer) for answer in answers)
             crew = [worker for worker in crew if not worker.stopped]
     finally:
         for worker in crew:
@@ -106,12 +106,12 @@ class _Worker(Generic[Task, Result]):
         with contextlib.suppress(OSError):  # it is gone, which is told by its next word
             self.connection.send(task)
 
-    def hear(self) -> Result | None:
-        """What it says: a result, or None for being alive. Raises EOFError or OSError where it is gone."""
+    def hear(self) -> list[Result]:
+        """What it says: a result, or nothing but that it is alive. Raises EOFError or OSError where it is gone."""
         kind, result = self.connection.recv()
         self.started = True
         self.deadline = time.monotonic() + self._seconds
-        return result if kind == _DONE else None
+        return [result] if kind == _DONE else []
 
     def stop(self, grace_seconds: float = 0.0) -> str:
         """End it, and say how it ended; one that is ending by itself is given time for it."""
