@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 CASES = {  # number of videos, and those that cannot be read
@@ -17,15 +19,27 @@ CASES = {  # number of videos, and those that cannot be read
     "one for two processes": (1, []),
 }
 
+FILES = {  # the same of video files, read by VideoDataModule; their scores are written
+    "5 files": (5, []),
+    "7 files": (7, []),
+    "33 files": (33, []),
+    "5 files, two unreadable": (5, [1, 2]),
+    "7 files, all of one process unreadable": (7, [1, 3, 5]),
+    "33 files, four unreadable": (33, [0, 8, 19, 32]),
+}
+STOPPED = "33 files, four unreadable"
+
 SCRIPT = '''
-import json, sys
+import json, os, signal, sys
 import lightning as L
 import torch
 from torch.utils.data import DataLoader
+from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.metrics import VideoScores
 from lightning_csn.module import LitCSN
+from lightning_csn.scores import ScoresWriter
 
-folder, devices, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+folder, devices, cases, files, stopped = sys.argv[1], int(sys.argv[2]), *map(json.loads, sys.argv[3:])
 torch.set_num_threads(1)
 CLIP = dict(frames=4, step=2, fps=None, short_side=32, crop=32, test_crop=32, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
 results = {}
@@ -74,7 +88,34 @@ def apart(trainer, tensor):
     return (trainer.strategy.broadcast(tensor) - tensor).abs().max().item()
 
 
-def make_trainer(**options):
+class Watch(L.Callback):
+    """Which videos this process sees; it ends, as it is told, at the tenth batch."""
+
+    def __init__(self, end=None):
+        self.seen, self.end = [], end
+
+    def on_test_batch_start(self, trainer, module, batch, batch_idx, *args):
+        self.seen += batch["videos"].tolist()
+        if batch_idx == 9 and self.end is not None:
+            self.end()
+
+
+class Stopped(Exception):
+    pass
+
+
+class DyingWriter(ScoresWriter):
+    """Writes nothing any more when a test stops, as after a SIGKILL."""
+
+    def on_exception(self, *args):
+        pass
+
+
+def stop():
+    raise Stopped
+
+
+def make_trainer(devices=devices, **options):
     return L.Trainer(
         accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", logger=False,
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,
@@ -82,11 +123,39 @@ def make_trainer(**options):
     )
 
 
+def test_files(name, path, watch=None, trainer=None, writer=ScoresWriter):
+    data = VideoDataModule(
+        test_list=f"{folder}/{name}.txt", num_workers=0, test_clips=2, test_crops=1, eval_batch_size=1,
+        unreadable_limit=1.0,
+    )
+    callbacks = [writer(f"{folder}/{path}.npz", videos_per_part=2), watch or Watch()]
+    torch.manual_seed(0)
+    model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP)
+    return make_trainer(**(trainer or {}), callbacks=callbacks).test(model, data, verbose=False)[0]
+
+
+if devices == 2 and "LOCAL_RANK" not in os.environ:  # one process, before it makes another, leaves a part of a test
+    try:
+        test_files(stopped, "from one to two", Watch(stop), {"devices": 1}, DyingWriter)
+    except Stopped:
+        pass
+
 torch.manual_seed(0)
 model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP)
 for name, (count, unreadable) in cases.items():
     trainer = make_trainer(callbacks=[AloneWithVideos()] if name == "even" else [])
     results[name] = trainer.test(model, eval_loader(count, unreadable), verbose=False)[0]
+
+for name in files:
+    results[name] = test_files(name, f"{name}-{devices}")
+if devices == 2:
+    watch = Watch()
+    results["from one to two"] = test_files(stopped, "from one to two", watch)
+    results["seen by two"] = watch.seen
+else:  # where the two were killed
+    watch = Watch()
+    results["from two to one"] = test_files(stopped, "from two to one", watch)
+    results["seen by one"] = watch.seen
 
 checkpoint = folder + "/two.ckpt"
 if devices == 2:  # in each step another process has nothing to learn from
@@ -123,40 +192,75 @@ trainer = make_trainer()
 results["after training"] = trainer.test(model, eval_loader(5, []), verbose=False)[0]
 with open(f"{folder}/{devices}-{trainer.global_rank}.json", "w") as file:
     json.dump(results, file)
-if devices == 2:  # together and in order: a process that ends while the other still talks can abort
-    trainer.strategy.barrier()
-    torch.distributed.destroy_process_group()
+if devices == 2:
+    test_files(stopped, "from two to one", Watch(lambda: os.kill(os.getpid(), signal.SIGKILL)))
 '''
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """Results of two processes (of rank 0 and of rank 1) and then of one, and what the two had to say."""
+def folder(tmp_path_factory, make_video):
+    """Where the script runs, with a list file of each of FILES."""
     folder = tmp_path_factory.mktemp("distributed")
+    for n in range(33):
+        make_video(folder / f"{n}.mp4", frames=5 + n % 4, size=(32, 40), colour=(1, n / 33, n % 4 / 3))
+    (folder / "damaged.mp4").write_bytes(b"no video")
+    for name, (count, unreadable) in FILES.items():
+        lines = (f"{'damaged' if n in unreadable else n}.mp4 {n % 4}\n" for n in range(count))
+        (folder / f"{name}.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder):
+    """Results of two processes (of rank 0 and of rank 1) and then of one, and what the two had to say."""
     (folder / "script.py").write_text(SCRIPT)
     environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
     said = {}
     for devices in (2, 1):
-        command = [sys.executable, "script.py", str(folder), str(devices), json.dumps(CASES)]
+        cases = map(json.dumps, (CASES, FILES, STOPPED))
+        command = [sys.executable, "script.py", str(folder), str(devices), *cases]
         run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert run.returncode == 0, run.stdout + run.stderr
+        killed = devices == 2
+        assert run.returncode == (-signal.SIGKILL if killed else 0), run.stdout + run.stderr
         said[devices] = run.stdout + run.stderr
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("2-0", "2-1", "1-0")}
     return read["2-0"], read["2-1"], read["1-0"], said[2]
 
 
-@pytest.mark.parametrize("case", [*CASES, "alone"])
+@pytest.mark.parametrize("case", [*CASES, *FILES, "alone"])
 def test_two_processes_give_the_numbers_of_one(results, case):
     first, second, single, _ = results
     assert repr(first[case]) == repr(second[case]) == repr(single[case])
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", [*CASES, *FILES])
 def test_every_video_is_counted_once(results, case):
-    count, unreadable = CASES[case]
+    count, unreadable = (CASES | FILES)[case]
     found = results[0][case]
     assert (found["test_videos"], found["test_unreadable"]) == (count - len(unreadable), len(unreadable))
-    assert found["test_short"] == len(set(range(1, count, 3)) - set(unreadable))
+    short = set(range(1, count, 3)) if case in CASES else {n for n in range(count) if 5 + n % 4 < 7}
+    assert found["test_short"] == len(short - set(unreadable))
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_two_processes_write_the_scores_of_one(results, folder, case):
+    with np.load(folder / f"{case}-2.npz") as two, np.load(folder / f"{case}-1.npz") as one:
+        assert two.files == one.files
+        for name in two.files:
+            assert np.array_equal(two[name], one[name]), name
+
+
+def test_a_stopped_test_of_one_process_goes_on_with_two(results):
+    first, second, single, _ = results
+    assert repr(first["from one to two"]) == repr(second["from one to two"]) == repr(single[STOPPED])
+    seen = first["seen by two"] + second["seen by two"]
+    assert sorted(seen) == [n for n in range(9, 33) if n not in FILES[STOPPED][1]]  # 1 to 7 are in parts of two
+
+
+def test_a_killed_test_of_two_processes_goes_on_with_one(results):
+    *_, single, _ = results
+    assert repr(single["from two to one"]) == repr(single[STOPPED])
+    assert 0 < len(single["seen by one"]) < 33 - 4 - 10
 
 
 def test_training_goes_on_where_one_process_has_nothing_readable(results):
