@@ -21,10 +21,11 @@ import errno
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import tarfile
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -44,6 +45,7 @@ from lightning_csn.errors import InputError, check_choice, check_count
 POLICIES = ("skip", "raise")
 WORK = ".packing"  # the folder, inside of OUT, of what is done before the index is written
 RATE_WITHOUT_TIMES = Fraction(25)  # frames per second of a file that tells none: h264 in mp4 must have one
+LARGEST_TIMESCALE = 10**9  # ticks per second; mp4 and x264 have 32 bits for it
 LARGEST_DENOMINATOR = 100_000  # of a rate, as in sampling.py
 BLOCK_BYTES = 128 << 20  # of frames in memory at once; for each block, decoding starts anew at a keyframe
 TAR_RECORD_BYTES = 10_240  # a tar file is a multiple of it, by custom
@@ -273,34 +275,59 @@ def _encoded(video: Reader, encoding: Encoding, alive: Callable[[], None]) -> by
     height, width = packed_size(video.info.height, video.info.width, encoding.short_side)
     rate, unit, times = _times_of(video)
     content = io.BytesIO()
-    reformatter = VideoReformatter()
-    block = max(1, BLOCK_BYTES // (height * width * 3))
     with av.open(content, "w", format="mp4") as output:
         stream: Any = output.add_stream("libx264", rate=rate, options=encoding.options)
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         stream.thread_count = 1
         stream.codec_context.time_base = unit
-        for first in range(0, video.info.num_frames, block):
-            numbers = range(first, min(first + block, video.info.num_frames))
-            for number, pixels in zip(numbers, video.frames(numbers, size=(height, width)), strict=True):
-                frame: Any = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
-                frame = reformatter.reformat(frame, format="yuv420p")
-                frame.pts, frame.time_base = times[number], unit
-                output.mux(stream.encode(frame))
-            alive()
-        output.mux(stream.encode(None))
+        held: Any = None
+        start = 0
+        for packet in _packets_of(video, stream, (height, width), times, unit, alive):
+            if held is None:
+                start = packet.dts
+            else:
+                output.mux(held)
+            held = packet
+        # how long the last frame is shown decides on the rate that readers compute
+        held.duration = max(1, round(len(times) / rate / unit) - (held.dts - start))
+        output.mux(held)
     return content.getvalue()
 
 
-def _times_of(video: Reader) -> tuple[Fraction, Fraction, list[int] | range]:
+def _packets_of(
+    video: Reader,
+    stream: Any,
+    size: tuple[int, int],
+    times: Sequence[int],
+    unit: Fraction,
+    alive: Callable[[], None],
+) -> Iterator[Any]:
+    """All frames of a video, encoded: the packets of an output stream. `alive` is called now and then."""
+    reformatter = VideoReformatter()
+    block = max(1, BLOCK_BYTES // (size[0] * size[1] * 3))
+    for first in range(0, video.info.num_frames, block):
+        numbers = range(first, min(first + block, video.info.num_frames))
+        for number, pixels in zip(numbers, video.frames(numbers, size=size), strict=True):
+            frame: Any = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
+            frame = reformatter.reformat(frame, format="yuv420p")
+            frame.pts, frame.time_base = times[number], unit
+            yield from stream.encode(frame)
+        alive()
+    yield from stream.encode(None)
+
+
+def _times_of(video: Reader) -> tuple[Fraction, Fraction, Sequence[int]]:
     """(rate, unit, times): frames per second, and the time of each frame from the first, in units of seconds."""
     rate = RATE_WITHOUT_TIMES
     if video.info.fps is not None:
         rate = Fraction(video.info.fps).limit_denominator(LARGEST_DENOMINATOR)
     if isinstance(video, Video) and video.layout.times and video.layout.unit[0]:
         numerator, denominator = video.layout.unit  # the times of the file itself, without rounding
+        finer = math.lcm(denominator, rate.numerator) // denominator  # so that the whole lasts as long to the tick
+        if finer * denominator > LARGEST_TIMESCALE:
+            finer = 1
         ticks = video.layout.times
-        return rate, Fraction(1, denominator), [(tick - ticks[0]) * numerator for tick in ticks]
+        return rate, Fraction(1, finer * denominator), [(tick - ticks[0]) * numerator * finer for tick in ticks]
     return rate, 1 / rate, range(video.info.num_frames)
 
 
