@@ -15,12 +15,17 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from torch.utils.data import RandomSampler
+from jsonargparse import ArgumentParser
+from lightning.pytorch.callbacks import Callback
 from torch.utils.data.distributed import DistributedSampler
 
 from lightning_csn import datamodule
 from lightning_csn.clip import ClipSpec
-from lightning_csn.datamodule import EachVideoOnce, VideoDataModule, count_text
+from lightning_csn.data import dataset
+from lightning_csn.data.index import Entry, IndexWriter, stamp_of
+from lightning_csn.data.order import EachVideoOnce, TrainOrder
+from lightning_csn.data.reading import open_video
+from lightning_csn.datamodule import VideoDataModule, count_text
 from lightning_csn.errors import InputError
 
 CLIP = ClipSpec(
@@ -37,14 +42,14 @@ pytestmark = [
 class Recorder(L.LightningModule):
     """Keeps the batches that it is given."""
 
-    def __init__(self, clip=CLIP, classes=None):
+    def __init__(self, clip=CLIP, classes=None, early=False):
         super().__init__()
-        self.clip, self.classes = clip, classes
+        self.clip, self.classes, self.early = clip, classes, early
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen = {"train": [], "val": [], "test": [], "predict": []}
 
     def training_step(self, batch, batch_idx):
-        self.seen["train"].append(batch)
+        self.seen["train"].append(batch | {"epoch": self.current_epoch})
         return self.weight.sum()
 
     def validation_step(self, batch, batch_idx):
@@ -58,10 +63,20 @@ class Recorder(L.LightningModule):
         return batch["videos"]
 
     def configure_optimizers(self):
+        if self.early:  # as LitCSN does, to know the length of an epoch: before the checkpoint's loops are restored
+            self.trainer.fit_loop.setup_data()
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     def videos(self, stage):
         return [number for batch in self.seen[stage] for number in batch["videos"].tolist()]
+
+    def draws(self):
+        """Epoch, video and seed of everything that was seen in training."""
+        return [
+            (batch["epoch"], video, seed)
+            for batch in self.seen["train"]
+            for video, seed in zip(batch["videos"].tolist(), batch["seeds"].tolist(), strict=True)
+        ]
 
     def labels(self, stage):
         return [label for batch in self.seen[stage] for label in batch["labels"].tolist()]
@@ -74,7 +89,8 @@ def trainer(**options) -> L.Trainer:
         "enable_progress_bar": False,
         "enable_model_summary": False,
     }
-    return L.Trainer(accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, **quiet | {"devices": 1} | options)
+    quiet |= {"accelerator": "cpu", "max_epochs": 1, "num_sanity_val_steps": 0, "devices": 1}
+    return L.Trainer(**quiet | options)
 
 
 def data(root, **options) -> VideoDataModule:
@@ -176,7 +192,7 @@ def test_loaders_work_without_a_trainer(split_folder):
     module = data(split_folder, clip=CLIP)
     batch = next(iter(module.train_dataloader()))
     assert batch["clips"].shape == (4, 1, 3, 2, 16, 16)
-    assert isinstance(module.train_dataloader().sampler, RandomSampler)
+    assert isinstance(module.train_dataloader().sampler, TrainOrder)
     assert [batch["videos"].tolist() for batch in module.val_dataloader()] == [[0, 1, 2, 3], [4, 5]]
     assert next(iter(data(split_folder, clip=CLIP, eval_batch_size=5).test_dataloader()))["clips"].shape[:2] == (5, 2)
 
@@ -217,9 +233,19 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"scale": (0, 1)}, "scale is two shares"),
         ({"batch_size": 0}, "batch_size must be a whole number of 1 or more, got 0"),
         ({"test_clips": 0}, "test_clips must be a whole number of 1 or more"),
-        ({"test_crops": 2}, "test_crops must be one of 1, 3, got 2"),
+        ({"test_crops": 2}, "test_crops must be one of 1, 3, 10, full, got 2"),
         ({"num_workers": -1}, "num_workers must be a whole number of 0 or more"),
-        ({"on_unreadable": "ignore"}, "on_unreadable must be one of skip, raise, got 'ignore'"),
+        ({"on_unreadable": "ignore"}, "on_unreadable must be one of skip, blank, raise, got 'ignore'"),
+        ({"on_unreadable": {"fit": "skip"}}, "a stage of on_unreadable must be one of train, val, .*, got 'fit'"),
+        ({"on_unreadable": {"val": "ignore"}}, "on_unreadable must be one of skip, blank, raise, got 'ignore'"),
+        ({"unreadable_limit": 2}, "unreadable_limit must be a number from 0 to 1, got 2"),
+        ({"read_timeout": -1}, "read_timeout must be a number of 0 or more"),
+        ({"sampling": "dense"}, "sampling must be one of clip, segments, got 'dense'"),
+        ({"train_clips": 0}, "train_clips must be a whole number of 1 or more"),
+        ({"reader": "decord"}, "reader must be one of av, torchcodec"),
+        ({"augment": "autoaugment"}, "augment must be one of none, randaugment, trivialaugment"),
+        ({"augment_on": "gpu"}, "augment_on must be one of auto, workers, device"),
+        ({"short_sides": (256,)}, "short_sides is two numbers of pixels"),
     ],
 )
 def test_impossible_options_are_refused(split_folder, options, message):
@@ -237,27 +263,209 @@ def damaged(tmp_path, make_video) -> Path:
     return tmp_path
 
 
+def unreadable(model, stage):
+    return [pair for batch in model.seen[stage] for pair in batch["unreadable"]]
+
+
 def test_unreadable_videos_are_skipped_and_counted(damaged):
     model = Recorder()
-    trainer().fit(model, data(damaged, batch_size=1))
+    trainer().fit(model, data(damaged, batch_size=1, unreadable_limit=0.5))
     for stage in ("train", "val"):
         assert model.videos(stage) == [0]
-        unreadable = [pair for batch in model.seen[stage] for pair in batch["unreadable"]]
-        assert [number for number, _ in unreadable] == [1]
-        assert unreadable[0][1].startswith(str(damaged / stage / "worse" / "b.mp4"))
+        assert [number for number, _ in unreadable(model, stage)] == [1]
+        assert unreadable(model, stage)[0][1].startswith(str(damaged / stage / "worse" / "b.mp4"))
+
+
+def test_unreadable_videos_become_gray_if_asked(damaged):
+    model = Recorder(CLIP.__class__.from_dict(CLIP.to_dict() | {"mean": (0.2, 0.4, 0.6)}))
+    module = data(damaged, on_unreadable="blank", unreadable_limit=1, augment="randaugment", augment_on="device")
+    trainer().fit(model, module)
+    for stage in ("train", "val"):
+        (batch,) = model.seen[stage]
+        assert sorted(zip(batch["videos"].tolist(), batch["labels"].tolist(), strict=True)) == [(0, 0), (1, 1)]
+        assert batch["blank"].tolist() == [video == 1 for video in batch["videos"].tolist()]
+        colours = batch["clips"][batch["blank"]].flatten(3).transpose(0, 2).flatten(1)
+        assert [set(colour.tolist()) for colour in colours] == [{51}, {102}, {153}]
+        assert [number for number, _ in batch["unreadable"]] == [1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_unreadable_training_videos_end_the_run_if_asked(damaged, num_workers):
-    module = data(damaged, on_unreadable="raise", num_workers=num_workers)
+    module = data(damaged, on_unreadable={"train": "raise"}, unreadable_limit=0.5, num_workers=num_workers)
     with pytest.raises(InputError) as error:
         trainer().fit(Recorder(), module)
     assert str(error.value).startswith(str(damaged / "train" / "worse" / "b.mp4"))
     assert "Traceback" not in str(error.value)
     assert multiprocessing.active_children() == []
     model = Recorder()
-    trainer().validate(model, module, verbose=False)  # counted there, never an end
+    trainer().validate(model, module, verbose=False)  # the stage has a policy of its own
     assert model.videos("val") == [0]
+
+
+@pytest.mark.parametrize(("stage", "method"), [("train", "fit"), ("val", "validate"), ("predict", "predict")])
+def test_each_stage_may_raise(damaged, stage, method):
+    module = data(damaged, on_unreadable={stage: "raise"}, unreadable_limit=1)
+    with pytest.raises(InputError, match=r"b\.mp4"):
+        getattr(trainer(), method)(Recorder(), module)
+
+
+@pytest.mark.parametrize(("stage", "method"), [("train", "fit"), ("val", "validate")])
+def test_too_many_unreadable_videos_end_the_run(damaged, stage, method):
+    with pytest.raises(InputError) as error:
+        getattr(trainer(), method)(Recorder(), data(damaged, unreadable_limit=0.49))
+    assert str(error.value).startswith(
+        f"1 of the 2 videos of the {stage} split cannot be read, more than the share of 0.49 that unreadable_limit "
+        f"allows; the first: {damaged / stage / 'worse' / 'b.mp4'}: "
+    )
+    model = Recorder()
+    trainer().predict(model, data(damaged, unreadable_limit=0))  # says it of each in its answers
+    assert [number for number, _ in unreadable(model, "predict")] == [1, 3]
+
+
+def test_a_read_that_hangs_is_given_up(damaged, monkeypatch):
+    def hang_or_open(path, **options):
+        if path.endswith("b.mp4"):
+            options["cancelled"].wait()
+        return open_video(path, **options)
+
+    monkeypatch.setattr(dataset, "open_video", hang_or_open)
+    model = Recorder()
+    trainer().fit(model, data(damaged, read_timeout=0.3, unreadable_limit=1))
+    for stage in ("train", "val"):
+        message = f"{damaged / stage / 'worse' / 'b.mp4'}: not read within 0.3 seconds, so given up"
+        assert unreadable(model, stage) == [(1, message)]
+        assert model.videos(stage) == [0]
+
+
+def test_an_index_tells_unreadable_videos_before_they_are_opened(damaged):
+    path = damaged / "train" / "good" / "a.mp4"
+    with IndexWriter(damaged / "index") as writer:
+        stamp = stamp_of(path)
+        writer.add(Entry(path=str(path), bytes=stamp.bytes, mtime_ns=stamp.mtime_ns, error=f"{path}: known to be bad"))
+    model = Recorder()
+    trainer().fit(model, data(damaged, index=damaged / "index", unreadable_limit=1))
+    assert (0, f"{path}: known to be bad") in unreadable(model, "train")
+    with pytest.raises(InputError, match="the index cannot be read"):
+        trainer().fit(Recorder(), data(damaged, index=damaged / "nowhere"))
+
+
+def test_several_clips_of_a_video_are_trained_on(split_folder):
+    model = Recorder()
+    trainer().fit(model, data(split_folder, train_clips=3, sampling="segments", short_sides=(16, 20)))
+    assert {tuple(batch["clips"].shape) for batch in model.seen["train"]} == {(4, 3, 3, 2, 16, 16)}
+    assert model.seen["val"][0]["clips"].shape == (4, 1, 3, 2, 16, 16)
+    assert sorted(model.videos("train")) == list(range(12))
+
+
+@pytest.mark.parametrize(("crops", "shape"), [(10, (1, 20, 3, 2, 16, 16)), ("full", (1, 2, 3, 2, 16, 21))])
+def test_other_views_of_a_clip(split_folder, crops, shape):
+    model = Recorder()
+    trainer().test(model, data(split_folder, test_crops=crops), verbose=False)
+    assert {tuple(batch["clips"].shape) for batch in model.seen["test"]} == {shape}
+
+
+def test_whole_pictures_of_different_sizes_cannot_share_a_batch(tmp_path, make_video):
+    for name, size in (("a", (16, 24)), ("b", (16, 32))):
+        make_video(tmp_path / "test" / name / "a.mp4", frames=3, size=size)
+    with pytest.raises(InputError, match=r"different sizes \(16 x 24, 16 x 32\) .*; set eval_batch_size to 1"):
+        trainer().test(Recorder(), data(tmp_path, test_crops="full", eval_batch_size=2), verbose=False)
+    model = Recorder()
+    trainer().test(model, data(tmp_path, test_crops="full"), verbose=False)
+    assert [batch["clips"].shape[-1] for batch in model.seen["test"]] == [24, 32]
+
+
+def test_clips_are_augmented_alike_in_workers_and_on_the_device(split_folder, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    batches = {}
+    for where in ("none", "workers", "device"):
+        model = Recorder()
+        policy = "none" if where == "none" else "randaugment"
+        options = {"augment": policy, "color_jitter": 0.4 * (where != "none"), "augment_on": "auto", "train_clips": 2}
+        trainer().fit(model, data(split_folder, **options | ({} if where == "none" else {"augment_on": where})))
+        batches[where] = model.seen["train"]
+    for plain, one, other in zip(*batches.values(), strict=True):
+        assert torch.equal(one["clips"], other["clips"])
+        assert torch.equal(one["seeds"], plain["seeds"])
+        assert not torch.equal(one["clips"], plain["clips"])
+
+
+def test_what_is_random_in_training_hangs_on_seed_epoch_and_video_alone(split_folder, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    runs = []
+    for options in ({}, {"num_workers": 2}, {"batch_size": 3}):
+        model = Recorder()
+        torch.rand(len(runs))  # the global generator is elsewhere
+        trainer(max_epochs=2).fit(model, data(split_folder, **options))
+        clips = [clip for batch in model.seen["train"] for clip in batch["clips"]]
+        runs.append(dict(zip(model.draws(), clips, strict=True)))
+    for run in runs[1:]:
+        assert list(run) == list(runs[0])
+        assert all(torch.equal(clip, runs[0][draw]) for draw, clip in run.items())
+    assert len(runs[0]) == 24
+    monkeypatch.delenv("PL_GLOBAL_SEED")
+    free = [Recorder(), Recorder()]
+    for model in free:
+        trainer().fit(model, data(split_folder))
+    assert free[0].draws() != free[1].draws()
+
+
+class Stop(Callback):
+    """Saves after so many steps and ends the run."""
+
+    def __init__(self, step, path):
+        self.step, self.path = step, path
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+            trainer.should_stop = True
+
+
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize(("step", "workers"), [(2, 2), (4, 0), (6, 0)])
+def test_training_goes_on_in_the_middle_of_an_epoch(split_folder, tmp_path, monkeypatch, early, step, workers):
+    whole, stopped, resumed = (Recorder(early=early) for _ in range(3))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    trainer(max_epochs=3).fit(whole, data(split_folder))
+    path = tmp_path / "last.ckpt"
+    trainer(max_epochs=3, callbacks=[Stop(step, path)]).fit(stopped, data(split_folder, num_workers=workers))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "6")  # the run goes on as it began
+    again = trainer(max_epochs=3)
+    again.fit(resumed, data(split_folder, num_workers=workers), ckpt_path=path, weights_only=True)
+    assert stopped.draws() == whole.draws()[: 4 * step]
+    assert resumed.draws() == whole.draws()[4 * step :]
+    assert again.global_step == 9
+    if step < 6:
+        assert len(resumed.videos("val")) == 6 * (3 - step // 3)  # after every epoch that was not over
+    trainer().test(Recorder(), data(split_folder), ckpt_path=path, weights_only=True, verbose=False)
+
+
+def test_several_labels_of_a_video(split_folder, monkeypatch):
+    module = data(split_folder, flip=1.0, flip_classes=[["clapping", "waving"]])
+    module.multi_label = True
+    module.samples = {
+        split: [sample._replace(label=(0, 1) if sample.video else ()) for sample in samples]
+        for split, samples in module.samples.items()
+    }
+    model = Recorder()
+    trainer().fit(model, module)
+    for stage, several in (("train", [0, 1, 1]), ("val", [1, 1, 0])):
+        for batch in model.seen[stage]:
+            assert batch["labels"].dtype == torch.float32
+            for video, label in zip(batch["videos"].tolist(), batch["labels"].tolist(), strict=True):
+                assert label == (several if video else [0, 0, 0])
+
+
+def test_options_are_read_from_a_command_line(split_folder):
+    parser = ArgumentParser()
+    parser.add_class_arguments(VideoDataModule, "data", skip={"clip"}, fail_untyped=False)
+    typed = ["--data.on_unreadable={train: skip, val: raise}", "--data.test_crops=full", "--data.short_sides=[20, 30]"]
+    typed += ["--data.val_crops=3", "--data.classes=[a, b]", "--data.read_timeout=null", f"--data.root={split_folder}"]
+    options = parser.parse_args(typed).data
+    assert options.on_unreadable == {"train": "skip", "val": "raise"}
+    assert (options.test_crops, options.val_crops, options.classes) == ("full", 3, ["a", "b"])
+    assert (list(options.short_sides), options.read_timeout) == ([20, 30], None)
+    assert parser.parse_args(["--data.on_unreadable=blank", "--data.classes=names.txt"]).data.on_unreadable == "blank"
 
 
 def test_predict_takes_every_video_with_or_without_classes(tmp_path, split_folder, make_video):
@@ -357,16 +565,21 @@ def test_every_video_is_on_one_process(count, processes):
     assert all(0 <= number < count for share in shares[count:] for number in share)
 
 
-def test_two_processes_share_the_videos(split_folder, tmp_path, make_video):
-    """The real thing: Lightning's DDP with gloo, on 9 videos, and on one only."""
+def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monkeypatch):
+    """The real thing: Lightning's DDP with gloo, on 9 videos, on one only, and going on with a run of one process."""
     make_video(tmp_path / "one" / "test" / "waving" / "a.mp4", frames=4, size=(16, 16))
+    monkeypatch.setenv("PL_GLOBAL_SEED", "5")
+    whole, stopped, resumed = Recorder(), Recorder(), Recorder()
+    trainer(max_epochs=3).fit(whole, data(split_folder, batch_size=2))
+    stop = Stop(4, tmp_path / "one.ckpt")
+    trainer(max_epochs=3, callbacks=[stop]).fit(stopped, data(split_folder, batch_size=2))
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent(
             f"""
             import json, os, sys, torch
             sys.path[:0] = {[str(Path(__file__).parent)]!r}
-            from test_datamodule import Recorder, data, trainer
+            from test_datamodule import Recorder, Stop, data, trainer
 
             def main():
                 seen = {{}}
@@ -377,6 +590,16 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video):
                     runs.predict(model, module, return_predictions=False)
                     if name == "nine":
                         runs.fit(model, module)
+                        for path, early in (("one.ckpt", True), ("two.ckpt", False)):
+                            again, stop = Recorder(early=early), Stop(7, {str(tmp_path)!r} + "/two.ckpt")
+                            more = {{"max_epochs": 3, "callbacks": [stop]}}
+                            trainer(strategy="ddp", devices=2, **more).fit(
+                                again,
+                                data(root, batch_size=2, num_workers=1),
+                                ckpt_path={str(tmp_path)!r} + "/" + path,
+                                weights_only=True,
+                            )
+                            seen[path] = again.draws()
                     seen[name] = {{stage: model.videos(stage) for stage in model.seen}}
                 with open({str(tmp_path)!r} + f"/seen{{os.environ.get('LOCAL_RANK', '0')}}.json", "w") as file:
                     json.dump(seen, file)
@@ -398,6 +621,17 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video):
     assert sorted(first["nine"]["predict"] + second["nine"]["predict"]) == list(range(27))
     assert sorted(first["nine"]["train"] + second["nine"]["train"]) == list(range(12))
     assert first["one"]["test"] == second["one"]["test"] == [0]  # the second process repeats it
+
+    trainer(max_epochs=3).fit(
+        resumed, data(split_folder, batch_size=2), ckpt_path=tmp_path / "two.ckpt", weights_only=True
+    )
+
+    def merged(name):
+        return [tuple(draw) for both in zip(first[name], second[name], strict=True) for draw in both]
+
+    # From one process to two in the first epoch, from two to two and from two to one in the second.
+    assert stopped.draws() + merged("one.ckpt") + merged("two.ckpt") == whole.draws()
+    assert resumed.draws() == merged("two.ckpt")
 
 
 def test_counts_of_many_classes_are_summed_up():
