@@ -59,7 +59,13 @@ def classify_options(parser: ArgumentParser) -> None:
         f"{KINETICS_MODEL} knows the 400 activities of Kinetics; 'lightning-csn checkpoints' lists all",
     )
     parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
-    parser.add_argument("--crops", type=int, choices=(1, 3), default=1, help="squares per clip; default 1, the middle")
+    parser.add_argument(
+        "--crops",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        choices=(1, 3, 10, "full"),
+        default=1,
+        help="squares per clip, or full for whole pictures; default 1, the middle",
+    )
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes per answer; default 5")
     parser.add_argument("--every", type=seconds, metavar="SECONDS", help="a timeline too: an answer for every so many")
     parser.add_argument("--json", action="store_true", help="answers as JSON")
@@ -79,7 +85,8 @@ def classify_options(parser: ArgumentParser) -> None:
 
 def run_classify(args: Namespace) -> int:
     """Answer for each video; those that cannot be read do not stop the others."""
-    from lightning_csn.module import LitCSN, view_text
+    from lightning_csn.metrics import view_text
+    from lightning_csn.module import LitCSN
     from lightning_csn.predict import choose_device, classify
 
     device = choose_device(args.device)

@@ -20,10 +20,11 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
-from lightning_csn.data.dataset import read_views
-from lightning_csn.data.sampling import resample, spread_clips
+from lightning_csn.data.dataset import frame_numbers, read_views
+from lightning_csn.data.reading import open_video
+from lightning_csn.data.samples import Sample
+from lightning_csn.data.sampling import spread_clips
 from lightning_csn.data.transforms import CROPS
-from lightning_csn.data.video import Video
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.metrics import gather
 from lightning_csn.module import LitCSN
@@ -52,25 +53,26 @@ def classify(
     path: str | os.PathLike[str],
     *,
     clips: int = 10,
-    crops: int = 1,
+    crops: int | str = 1,
     top: int = 5,
     every: float | None = None,
 ) -> Prediction:
     """The likeliest classes of a video.
 
-    clips, crops: views that are averaged: so many clips, spread evenly, of 1 (the middle) or 3 squares each.
+    clips, crops: views that are averaged: so many clips, spread evenly, of 1, 3 or 10 squares each or the full picture
+        (see VideoDataModule).
     top: how many classes to name. Outputs that have no names are called "output 0" and so on.
     every: seconds of a window of the timeline; None for no timeline. A window is judged by as many clips as it is
         long, at most `clips`; one that is shorter than a clip is judged by the clip around it.
 
     A video that is shorter than a clip repeats its last frame. The model runs on the device where it is, in eval mode,
     and is left in the mode that it was in. Raises VideoError where the video cannot be read, InputError for crops that
-    are none of the two, an `every` that is shorter than a frame, or any `every` for a video without times.
+    are none of these, an `every` that is shorter than a frame, or any `every` for a video without times.
     """
     check_choice("crops", crops, CROPS)
     spec = model.clip
-    with Video(path) as video, evaluating(model):
-        numbers = resample(video.info.num_frames, video.info.fps, spec.fps)
+    with open_video(path) as video, evaluating(model):
+        numbers = frame_numbers(video, Sample(os.fspath(path), -1, 0), spec.fps)
 
         def answer(first: int, end: int, count: int) -> Top:
             """Of `count` clips out of the resampled frames first to end."""
@@ -165,7 +167,7 @@ def choose_device(name: str) -> torch.device:
 
 def card(answer: Prediction, truth: str | None = None) -> Card:
     """A card for the contact sheet: frames of the video, the answer, and the class that it should be."""
-    with Video(answer.path) as video:
+    with open_video(answer.path) as video:
         frames = video.frames(spread(video.info.num_frames, FRAMES))
     return Card(answer.path, frames, answer.top, truth)
 
