@@ -94,6 +94,16 @@ def test_given_classes_fix_the_order(tmp_path):
         find_samples(tmp_path, classes=["jumping", "run"])
 
 
+def test_folders_that_are_called_by_numbers_are_classes_of_these_names(tmp_path, caplog):
+    touch(tmp_path, "10/a.mp4", "2/b.mp4")
+    assert find_samples(tmp_path).classes == ["10", "2"]
+    with pytest.raises(InputError, match="the folder '10' is none of the 11 classes"):
+        find_samples(tmp_path, classes=list("abcdefghijk"))
+    touch(tmp_path / "one", "videos/a.mp4")
+    assert find_samples(tmp_path / "one").classes == ["videos"]
+    assert "one class only, videos; if that is no class" in caplog.text
+
+
 def test_a_folder_without_videos_says_what_was_looked_for(tmp_path):
     touch(tmp_path, "run/a.txt")
     with pytest.raises(InputError, match=r"(?s)no videos in it; looked for.*CLASS/VIDEO.*\.mp4"):

@@ -235,13 +235,14 @@ def _collect(root: Path | None, read: Mapping[str, _Read], classes: list[str] | 
 
 
 class _Numbers:
-    """The number of each label of some tables. Labels are names, or numbers themselves if all of them are."""
+    """The number of each label of some tables. Labels are names, or numbers themselves if all in the lists are."""
 
     def __init__(self, tables: Sequence[Table], classes: list[str] | None) -> None:
         labels = {label for table in tables for row in table.rows for label in row.labels or ()}
         own = next((table for table in tables if table.classes is not None), None)
         self._file = own.classes_file if own is not None and classes is None else None
-        self.are_numbers = bool(labels) and all(re.fullmatch(r"-?\d+", label) for label in labels)
+        are_names = any(table.entry == "folder" for table in tables)  # a folder "7" is a class of that name
+        self.are_numbers = bool(labels) and not are_names and all(re.fullmatch(r"-?\d+", label) for label in labels)
         if classes is not None:
             self.names = list(classes)
         elif own is not None and own.classes is not None:

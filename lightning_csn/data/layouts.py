@@ -500,7 +500,7 @@ def _table_of_records(
         if isinstance(value, list):
             labels: tuple[str, ...] | None = tuple(str(label) for label in value)
         elif several:
-            labels = tuple(label.strip() for label in re.split(r"[|;,]", str(value or "")) if label.strip())
+            labels = _split_labels(str(value or ""))
         else:
             labels = None if value is None or value == "" else (str(value),)
         part = None
@@ -510,6 +510,16 @@ def _table_of_records(
         split = _split_named(path, number, record.get(split_column), entry) if split_column is not None else None
         rows.append(Row(number, str(record[path_column]), labels, part, split))
     return Table(path, rows, entry, classes, classes_file, multi_label=several)
+
+
+def _split_labels(text: str) -> tuple[str, ...]:
+    """Labels with bars or semicolons between, or numbers with commas; names may have commas in them.
+
+    >>> _split_labels("run|brush, hair"), _split_labels("3,7"), _split_labels("")
+    (('run', 'brush, hair'), ('3', '7'), ())
+    """
+    commas = re.fullmatch(r"\s*\d+(\s*,\s*\d+)*\s*", text) is not None
+    return tuple(label.strip() for label in re.split(r"," if commas else r"[|;]", text) if label.strip())
 
 
 # ---------------------------------------------------------------- lists without a heading

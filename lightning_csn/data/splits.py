@@ -42,7 +42,7 @@ def split_samples(
     classes: names for messages.
 
     Neither the order of `samples` nor the machine matters, only paths, labels and the seed. Each split is sorted by
-    path and numbered anew. InputError where the shares leave nothing to train on, or nothing matches `group`.
+    path and numbered anew. InputError where a split would get nothing, or where nothing matches `group`.
 
     >>> samples = [Sample(f"run/{number}.mp4", 0, number) for number in range(10)]
     >>> {split: len(found) for split, found in split_samples(samples, val=0.2, test=0.1).items()}
@@ -78,6 +78,12 @@ def split_samples(
         taken[split] += groups[key]
         for label, count in counts[key].items():
             places[label][split] -= count
+    for split, found in taken.items():
+        if not found:
+            raise InputError(
+                f"nothing is left for {split}: {len(samples)} samples are in {len(groups)} groups that stay together, "
+                f"and no class has {len(splits)} of them"
+            )
     _report(taken, groups_of, classes)
     return {
         split: [sample._replace(video=number) for number, sample in enumerate(sorted(found, key=_order))]
