@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
+    from lightning_csn.clip import ClipSpec
     from lightning_csn.data.video import VideoLayout
 
 SECONDS, RATE, HEIGHT, WIDTH = 10, 30, 256, 340  # of the video that is made
@@ -67,7 +68,7 @@ class Source:
     size: tuple[int, int]
     layout: VideoLayout
     scaled: bool
-    packed: str | None = None
+    packed: str = ""
 
 
 @dataclass(frozen=True)
@@ -113,15 +114,18 @@ def data_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--repeats", type=positive, default=21, metavar="N", help="of each reading; default %(default)s"
     )
-    parser.add_argument("--packed", metavar="SHARDS", help="what 'lightning-csn pack' made of the same videos")
+    parser.add_argument(
+        "--packed", metavar="SHARDS", help="what 'lightning-csn pack' made of them; default: they are packed first"
+    )
     parser.add_argument(
         "--workers", type=positive, default=16, metavar="N", help="processes that read and cut; default 16"
     )
     parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
     parser.epilog = (
-        "Times are medians; CPU is processor time, which other programs disturb less. A clip is read from a file that\n"
-        "is opened for it and is in the system's cache. 'layout known': as in training with --data.index. Ratios are\n"
-        "against the faster of the peers that give the same frames: pip install 'lightning-csn[benchmark]'.\n\n"
+        "Times are medians of opening a file that is in the system's cache and reading from it; CPU is processor time,\n"
+        "which other programs disturb less. 'layout known': as in training with --data.index. Ratios are against the\n"
+        "faster of the peers that give the same frames of the same file, which is never packed.\n"
+        "The peers come with pip install 'lightning-csn[benchmark]'.\n\n"
         "examples:\n"
         "  lightning-csn benchmark data\n"
         "  lightning-csn benchmark data --videos my_videos/*.mp4 --clip 16x4 --json > data.json"
@@ -151,12 +155,14 @@ def run_benchmark_data(args: Namespace) -> int:
         if paths is None:
             note(f"a video is made: {MADE}")
             paths = [write_video(os.path.join(folder, "made.mp4"))]
-        sources = [open_source(path) for path in paths]
+        sources = [open_source(path) for path in dict.fromkeys(paths)]
         if args.packed is not None:
-            find_packed(sources, args.packed)
-        result = measure(
-            sources, args.clip, clips=args.clips, repeats=args.repeats, workers=args.workers, tell=note
-        ) | {"made": args.videos is None}
+            find_copies(sources, args.packed)
+        else:
+            note("packing")
+            pack_copies(sources, os.path.join(folder, "packed"))
+        result = measure(sources, args.clip, clips=args.clips, repeats=args.repeats, workers=args.workers, tell=note)
+        result["made"] = args.videos is None
     if args.json:
         print_json(result)
     else:
@@ -247,24 +253,43 @@ def open_source(path: str) -> Source:
     return Source(path, info.num_frames, (info.height, info.width), layout, sides != {info.height, info.width})
 
 
-def find_packed(sources: Sequence[Source], root: str) -> None:
-    """Note where the packed copies are: the n-th video of the shards is that of the n-th file."""
+def pack_copies(sources: Sequence[Source], folder: str) -> None:
+    """Pack the videos as `lightning-csn pack` does, into a new folder, and note where the copies are."""
+    from lightning_csn.data.packing import Encoding, pack
+    from lightning_csn.data.samples import Collection, Sample
+
+    samples = [Sample(source.path, 0, number) for number, source in enumerate(sources)]
+    pack(
+        Collection({"train": samples}, ["any"], "a list", False),
+        folder,
+        encoding=Encoding(),
+        workers=cores(),
+        on_unreadable="raise",
+    )
+    find_copies(sources, folder)
+
+
+def find_copies(sources: Sequence[Source], root: str) -> None:
+    """Note where the packed copies of these videos are: those of which the index says that they were made of them."""
     from lightning_csn.data import shards
     from lightning_csn.data.reading import open_video
 
-    samples = shards.read_packed(root).samples.values()
-    paths = list(dict.fromkeys(sample.path for split in samples for sample in split))
-    if len(paths) != len(sources):
-        raise InputError(f"--packed {root}: it holds {len(paths)} videos, not the {len(sources)} that are measured")
-    for source, path in zip(sources, paths, strict=True):
-        with open_video(path) as video:
-            found = video.info.num_frames
-        if found != source.num_frames:
-            raise InputError(
-                f"--packed {root}: {path} has {found} frames, {source.path} {source.num_frames}; "
-                "--videos takes the files that were packed, in their order"
-            )
-        source.packed = path
+    index, packed = shards.read_index(root), shards.read_packed(root)
+    made_of = {}
+    for split, content in index["splits"].items():
+        for entry, sample in zip(content["samples"], packed.samples[split], strict=True):
+            made_of[content["videos"][entry["video"]]["source"]] = sample.path
+    for source in sources:
+        path = Path(source.path).absolute()
+        endings = ("/".join(path.parts[first:]) for first in range(len(path.parts)))
+        found = next((made_of[name] for name in (source.path, str(path), *endings) if name in made_of), None)
+        if found is None:
+            raise InputError(f"--packed {root}: it holds no copy of {source.path}")
+        with open_video(found) as video:
+            frames = video.info.num_frames
+        if frames != source.num_frames:
+            raise InputError(f"--packed {root}: {found} has {frames} frames, {source.path} {source.num_frames}")
+        source.packed = found
 
 
 # ---------------------------------------------------------------- the readers
@@ -290,7 +315,6 @@ def read_packed(source: Source, numbers: Sequence[int]) -> Tensor:
     """By the same, from the packed copy."""
     from lightning_csn.data.reading import open_video
 
-    assert source.packed is not None
     with open_video(source.packed) as video:
         return video.frames(numbers, size=source.size)
 
@@ -341,11 +365,9 @@ PEERS: dict[str, Callable[[], list[Way]]] = {
 }
 
 
-def find_ways(packed: bool) -> tuple[list[Way], dict[str, str]]:
+def find_ways() -> tuple[list[Way], dict[str, str]]:
     """Ours and the peers that are there; and why the others are not."""
-    ways = [Way(OURS, read_ours), Way(KNOWN, read_known)]
-    if packed:
-        ways.append(Way(PACKED, read_packed, agreement=AGREEMENT_PACKED))
+    ways = [Way(OURS, read_ours), Way(KNOWN, read_known), Way(PACKED, read_packed, agreement=AGREEMENT_PACKED)]
     absent = {}
     for name, make in PEERS.items():
         try:
@@ -371,7 +393,7 @@ def measure(
     from lightning_csn.data.sampling import clip_at, spread_clips
 
     length, step = clip
-    ways, absent = find_ways(packed=all(source.packed is not None for source in sources))
+    ways, absent = find_ways()
     places = random.Random(SEED)
     one, spread = [], []
     for source in sources:
@@ -383,8 +405,10 @@ def measure(
     tell("one random clip")
     one_rows = [row(each) for each in read_in_turns(ways, sources, one)]
     tell(f"{clips} clips of one video")
-    spread_rows = [row(each) for each in read_in_turns([way for way in ways if way.name != PACKED], sources, spread)]
+    spread_rows = [row(each) for each in read_in_turns(ways, sources, spread)]
     tell(f"reading and cutting, {workers} processes")
+    spec = training_clip(clip)
+    each = max(2, repeats // 4)
     return {
         "benchmark": "data",
         "settings": {"clip": list(clip), "clips": clips, "repeats": repeats, "workers": workers},
@@ -394,7 +418,10 @@ def measure(
         "random_clip": {"ways": one_rows, "ratios": ratios(one_rows)},
         "spread_clips": {"ways": spread_rows, "ratios": ratios(spread_rows)},
         "shares": shares_of(sources, one),
-        "dataset": measure_dataset(sources, clip, workers=workers, clips_each=max(2, repeats // 2)),
+        "dataset": {
+            "files": measure_dataset([source.path for source in sources], spec, workers=workers, clips_each=each),
+            "packed": measure_dataset([source.packed for source in sources], spec, workers=workers, clips_each=each),
+        },
     }
 
 
@@ -644,30 +671,27 @@ def watched_video(path: str, clock: defaultdict[str, float]) -> Any:
 # ---------------------------------------------------------------- what a worker does
 
 
-def measure_dataset(
-    sources: Sequence[Source], clip: tuple[int, int], *, workers: int, clips_each: int
-) -> dict[str, Any]:
+def training_clip(clip: tuple[int, int]) -> ClipSpec:
+    """How clips are cut in training, by the published weights' crop."""
+    from lightning_csn.clip import ClipSpec
+
+    gray = (0.5, 0.5, 0.5)
+    return ClipSpec(
+        frames=clip[0], step=clip[1], fps=None, short_side=SHORT_SIDE, crop=CROP, test_crop=CROP, mean=gray, std=gray
+    )
+
+
+def measure_dataset(paths: Sequence[str], spec: ClipSpec, *, workers: int, clips_each: int) -> dict[str, Any]:
     """Clips a second that so many workers of a DataLoader read and cut, all at once, per core.
 
     Each worker is timed from its first clip to its last, so that starting processes does not count.
     """
     from torch.utils.data import DataLoader
 
-    from lightning_csn.clip import ClipSpec
     from lightning_csn.data.dataset import VideoDataset
     from lightning_csn.data.samples import Sample
 
-    spec = ClipSpec(
-        frames=clip[0],
-        step=clip[1],
-        fps=None,
-        short_side=SHORT_SIDE,
-        crop=CROP,
-        test_crop=CROP,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
-    samples = [Sample(source.path, 0, number) for number, source in enumerate(sources)]
+    samples = [Sample(path, 0, number) for number, path in enumerate(paths)]
     dataset: Any = Stamped(VideoDataset(samples, spec, train=True), length=workers * (clips_each + 1))
     stamps = defaultdict(list)
     with warnings.catch_warnings():
@@ -681,7 +705,7 @@ def measure_dataset(
     return {
         "workers": workers,
         "cores": in_cores,
-        "crop": CROP,
+        "crop": spec.crop,
         "clips_per_second": rate,
         "clips_per_second_per_core": rate / in_cores,
         "clips_per_cpu_second": sum(count for count, *_ in spans) / busy,
@@ -731,14 +755,13 @@ def as_text(result: dict[str, Any]) -> str:
     ):
         lines += ["", title, "", *task_text(result[task])]
     lines += ["", *shares_text(result["shares"])]
-    speed, crop = result["dataset"], result["dataset"]["crop"]
-    lines += [
-        "",
-        f"reading and cutting to {crop}x{crop}: {speed['clips_per_second_per_core']:.1f} clips/s per core, "
-        f"{speed['workers']} workers' worth",
-        f"({speed['clips_per_second']:.1f} clips/s on {speed['cores']} cores; "
-        f"{speed['clips_per_cpu_second']:.1f} per second of processor time)",
-    ]
+    lines.append("")
+    for name, speed in result["dataset"].items():
+        lines.append(
+            f"reading and cutting to {speed['crop']}x{speed['crop']}, {name}: "
+            f"{speed['clips_per_second_per_core']:.1f} clips/s per core, {speed['workers']} workers' worth "
+            f"({speed['clips_per_cpu_second']:.1f} per second of processor time, {speed['cores']} cores)"
+        )
     return "\n".join(lines)
 
 
