@@ -40,7 +40,8 @@ def as_text(report: Report) -> str:
     if report.seconds is not None:
         lines += ["", f"Length: {_lengths_text(report)}", *_indent(_bars(report.lengths))]
     properties = [(name.capitalize(), _most_frequent(counts)) for name, counts in report.properties.items() if counts]
-    lines += ["", *(_table(properties) if properties else ()), "", *_clip_lines(report)]
+    lines += ["", *_table(properties)] if properties else []
+    lines += ["", *_clip_lines(report)]
     return "\n".join(shown(line) for line in lines) + "\n"
 
 
@@ -52,13 +53,18 @@ def _verdict(report: Report) -> str:
 
 def _problem_lines(report: Report, problem: Problem) -> Iterator[str]:
     yield f"  {problem.text}"
-    if len(problem.files) == len({row.path for row in report.rows}):
-        return  # all of them
+    if not _names_some(report, problem):
+        return
     most = MOST_FAULTY if problem.kind in FAULTS else MOST_NAMED
     rows = [(short_path(report, path), short_path(report, reason)) for path, reason in problem.files[:most]]
     yield from (f"    {line}" for line in _table(rows))
     if len(problem.files) > most:
         yield f"    … and {len(problem.files) - most} more: --json and --html have them"
+
+
+def _names_some(report: Report, problem: Problem) -> bool:
+    """Whether its files are worth a list: what is noted of every video is said in a sentence."""
+    return problem.level != NOTE or len(problem.files) < len({row.path for row in report.rows})
 
 
 def _count_rows(report: Report) -> list[tuple[str, ...]]:
@@ -375,11 +381,10 @@ def _clip_section(report: Report) -> str:
 
 def _file_table(report: Report, pictures: Mapping[str, bytes]) -> str:
     """The files that are named, with a picture where there is one, to be filtered and sorted."""
-    every = len({row.path for row in report.rows})
     named = [
         (problem, path, reason)
         for problem in report.problems
-        if len(problem.files) < every or problem.level != NOTE
+        if _names_some(report, problem)
         for path, reason in problem.files
     ]
     if not named:

@@ -256,7 +256,7 @@ def test_unreadable_and_missing_videos_are_a_warning_up_to_the_limit(bad, safe):
 
 def test_a_split_of_which_nothing_can_be_read_is_unsafe():
     report = report_of(GOOD, c=None, d=entry("d", error="d: broken"), limit=1.0)
-    assert report.reasons == ["val: none of its 2 videos can be read"]
+    assert report.reasons == ["val: no video of 2 can be read"]
 
 
 @pytest.mark.parametrize(

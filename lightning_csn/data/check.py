@@ -527,7 +527,7 @@ def histogram(values: Sequence[float], bins: int = BINS) -> list[Bin]:
     ordered = sorted(values)
     low, high = ordered[0], ordered[-1]
     usual = ordered[min(len(ordered) - 1, int(0.98 * (len(ordered) - 1)))]
-    exact = max((usual - low) / max(1, bins - 1), usual / 1000, 1e-6)
+    exact = max((usual - low) / max(1, bins - 1), usual / 20, 1e-6)  # lengths that are nearly the same are one bar
     scale = 10.0 ** _exponent(exact)
     width = next(step * scale for step in (1, 2, 5, 10) if step * scale >= exact * (1 - 1e-9))
     first = int(low / width)
@@ -576,7 +576,7 @@ def _unusable(rows: Sequence[Row], limit: float) -> Iterator[Problem]:
     for split, there in _by_split(rows).items():
         bad = sum(row.error is not None for row in there)
         if bad == len(there):
-            yield Problem(level=UNSAFE, kind="empty split", text=f"{split}: none of its {_videos(bad)} can be read")
+            yield Problem(level=UNSAFE, kind="empty split", text=f"{split}: no video of {bad} can be read")
         elif bad > limit * len(there):
             yield Problem(
                 level=UNSAFE,
