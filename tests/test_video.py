@@ -18,6 +18,7 @@ import torch
 
 from lightning_csn.data.video import Video, VideoError, VideoInfo, read_orientation
 
+X265 = "log-level=none:pools=1:frame-threads=1"
 GOP_OF_5 = {"g": "5", "bf": "2"}
 FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
 KINDS = {
@@ -110,6 +111,82 @@ def test_only_what_a_frame_needs_is_decoded(kind, make_video, tmp_path, monkeypa
         times.clear()
         video.frames([0, 1])
         assert len(times) < 10
+
+
+B_FRAMES = {  # videos of which a part of the frames is referred to by no other
+    "h264, pyramid": ("a.mp4", {"options": {"g": "30", "bf": "4", "b-pyramid": "normal", "preset": "medium"}}),
+    "h264 in mkv": ("a.mkv", {"options": {"g": "30", "bf": "3", "preset": "medium"}}),
+    "h264 in ts": ("a.ts", {"options": {"g": "30", "bf": "3", "preset": "medium"}}),
+    "hevc, pyramid": (
+        "a.mp4",
+        {"codec": "libx265", "options": {"x265-params": X265 + ":keyint=30:bframes=4:b-pyramid=1"}},
+    ),
+    "mpeg4": ("a.mp4", {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}}),
+    "mpeg2": ("a.ts", {"codec": "mpeg2video", "options": {"g": "12", "bf": "2"}}),
+}
+
+
+def frames_that_come_out(video: Video, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Times of the frames that the decoder of `video` puts out from now on."""
+    decode, times = video._decode, []
+
+    def note(packet):
+        frames = list(decode(packet))
+        times.extend(frame.pts for frame in frames)
+        return frames
+
+    monkeypatch.setattr(video, "_decode", note)
+    return times
+
+
+@pytest.mark.parametrize("kind", B_FRAMES)
+def test_frames_that_nothing_needs_are_left_out_and_change_no_other(kind, make_video, tmp_path, monkeypatch):
+    name, options = B_FRAMES[kind]
+    path = make_video(tmp_path / name, frames=60, **options)
+    truth = decode_all(path)
+    assert len(truth) == 60
+    draw = random.Random(0)
+    with Video(path) as video:
+        assert video.layout.skips
+        decoded = frames_that_come_out(video, monkeypatch)
+        assert torch.equal(video.frames([27]), truth[[27]])
+        assert len(set(decoded)) == len(decoded) < 22
+        for _ in range(20):
+            numbers = sorted(draw.sample(range(60), 6))
+            decoded.clear()
+            assert torch.equal(video.frames(numbers), truth[numbers]), numbers
+            assert len(decoded) < 60
+        for number in range(60):
+            assert torch.equal(video.frames([number])[0], truth[number]), number
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.webm", {"codec": "libvpx-vp9", "options": {"cpu-used": "8", "auto-alt-ref": "1"}}),  # FFmpeg skips none
+        ("a.avi", {"codec": "mpeg4", "options": {"bf": "2"}}),  # times are made up
+        ("a.mp4", {"options": {"bf": "0"}}),  # were times made up, it would look like this
+        ("a.mp4", {"codec": "libx265", "options": {"x265-params": X265 + ":bframes=4:b-pyramid=1:temporal-layers=3"}}),
+    ],
+    ids=["vp9", "avi", "no B-frames", "hevc in layers"],
+)
+def test_nothing_is_left_out_where_it_is_not_certain(name, options, make_video, tmp_path):
+    path = make_video(tmp_path / name, frames=30, **options)
+    truth = decode_all(path)
+    with Video(path) as video:
+        assert not video.layout.skips
+        assert torch.equal(video.frames([3, 7, 22]), truth[[3, 7, 22]])
+
+
+def test_frames_left_out_wrongly_are_noticed(make_video, tmp_path):
+    """Told of times that are those of other frames, the decoder leaves out what is needed."""
+    path = make_video(tmp_path / "a.mp4", frames=30, options=B_FRAMES["h264, pyramid"][1]["options"])
+    truth = decode_all(path)
+    with Video(path) as video:
+        times = list(video.layout.times)
+        believe(video, times=[*times[:5], times[5] + 1, *times[6:]])
+        assert torch.equal(video.frames([5, 9]), truth[[5, 9]])
+        assert not video.layout.skips
 
 
 def test_repeated_and_unordered_numbers_come_as_asked_for(make_video, read_number, tmp_path):

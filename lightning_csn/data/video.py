@@ -284,7 +284,7 @@ class Video:
 
     def _frames_of_another_layout(self, numbers: Sequence[int], size: tuple[int, int] | None) -> Tensor:
         """The same as `frames`, after the file was found not to be as the layout that was given says."""
-        _warn_once(f"{self.path}: the file is not as it was when its layout was recorded; it is looked at anew")
+        _warn_once(f"{self.path}: its frames are not those of the layout that was recorded; it is looked at anew")
         size = size or (self.info.height, self.info.width)
         self._reopen()
         self._given = False
@@ -339,7 +339,10 @@ class Video:
             while number < len(times) and times[number] not in asked and frame.pts != times[number]:
                 number += 1
             expected = number < len(times) and frame.pts == times[number]
-            if not expected or frame.is_corrupt or self._fault or (number == start and not frame.key_frame):
+            no_keyframe = start and number == start and not frame.key_frame
+            # what the decoder paints over damage may depend on frames that were left out
+            damaged = self._fault or (frame.is_corrupt and (start or self._layout.skips))
+            if not expected or no_keyframe or damaged:
                 raise _OutOfStepError
             yield number, frame
             number += 1
@@ -500,8 +503,10 @@ class Video:
             counts = unpack(pictures) if codec == "mpeg4" else pictures
             packets = [packet._replace(frames=packet.frames * n) for packet, n in zip(packets, counts, strict=True)]
         index = index_packets(packets)
-        if max(pictures, default=1) > 1:  # packed: times are those of packets, not of the frames that come out
-            index = Index(index.num_frames, index.span)
+        true_times = self._container.format.name in TRUE_TIMES
+        packed = max(pictures, default=1) > 1
+        if packed or (not true_times and self._stream.codec_context.has_b_frames):
+            index = Index(index.num_frames, index.span)  # times are those of packets, not of the frames that come out
         orientation = _orientation_of(first)
         rotation, mirrored = next(shown for shown, how in ORIENTATIONS.items() if how == orientation)
         height, width = self._shown_size(first, orientation)
@@ -522,10 +527,7 @@ class Video:
             times=index.times if isinstance(index.times, range) else tuple(index.times),
             unit=(unit.numerator, unit.denominator) if unit else (0, 1),
             starts=tuple(index.starts),
-            skips=index.reordered
-            and not layers
-            and codec in SKIPPING_CODECS
-            and self._container.format.name in TRUE_TIMES,
+            skips=true_times and index.reordered and codec in SKIPPING_CODECS and not layers,
         )
 
     def _first_of(self, packet: Any) -> av.VideoFrame | None:
