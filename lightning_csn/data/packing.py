@@ -38,7 +38,7 @@ from av.video.reformatter import VideoReformatter
 from lightning_csn.data.crew import Failure, run_apart
 from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Collection, Sample
-from lightning_csn.data.shards import FORMAT, INDEX, VERSION, is_member, parse_member, read_member
+from lightning_csn.data.shards import FORMAT, INDEX, MOST_NOTE_BYTES, VERSION, is_member, parse_member, read_member
 from lightning_csn.data.video import Video, VideoError
 from lightning_csn.errors import InputError, check_choice, check_count
 
@@ -108,11 +108,12 @@ class Task(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What came of a video: its frames and bytes, or an error."""
+    """What came of a video: its frames and bytes, and how it is laid out now; or an error."""
 
     frames: int = 0
     bytes_before: int = 0
     has_rate: bool = True
+    layout: dict[str, Any] | None = None
     error: str | None = None
 
 
@@ -262,10 +263,14 @@ def pack_video(task: Task, alive: Callable[[], None]) -> Outcome:
         with open_video(task.path) as video:
             frames, has_rate = video.info.num_frames, video.info.fps is not None
             content = _copied(task.path) if task.encoding is None else _encoded(video, task.encoding, alive)
+        with Video(content, name=f"{task.path}, packed") as packed:
+            layout = packed.layout.to_dict()
+            if packed.info.num_frames != frames:
+                raise VideoError(f"{packed.path}: {packed.info.num_frames} frames; the original has {frames}")
     except VideoError as error:
         return Outcome(error=str(error))
     _write(Path(task.target), content)
-    outcome = Outcome(frames, bytes_before, has_rate)
+    outcome = Outcome(frames, bytes_before, has_rate, layout)
     _write(Path(f"{task.target}.json"), json.dumps(outcome._asdict()).encode())
     return outcome
 
@@ -404,9 +409,10 @@ class _SplitWriter:
             return
         content = Path(task.target).read_bytes()
         ending = ".mp4" if task.encoding is not None else _ending(task.path)
-        said = json.dumps(
-            {"source": entry["source"], "frames": outcome.frames, "samples": self._said(task.path)}, ensure_ascii=False
-        ).encode()
+        note = {"source": entry["source"], "frames": outcome.frames, "samples": self._said(task.path)}
+        said = _json({**note, "layout": outcome.layout})
+        if len(said) > MOST_NOTE_BYTES:
+            said = _json(note)
         if self._shard is not None and self._shard.tell() + len(content) + len(said) > self._shard_bytes:
             self._close()
         if self._shard is None:
@@ -457,6 +463,10 @@ class _SplitWriter:
             what: dict[str, Any] = {"label": sample.label, "classes": names}
             said.append(what if sample.part is None else {**what, "part": list(sample.part)})
         return said
+
+
+def _json(values: dict[str, Any]) -> bytes:
+    return json.dumps(values, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _add_member(file: io.BufferedWriter, name: str, content: bytes) -> int:

@@ -11,6 +11,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from lightning_csn.data import shards
 from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout
 from lightning_csn.errors import check_choice
 
@@ -59,12 +60,9 @@ def open_video(
     """
     check_choice("reader", reader, READERS)
     path = os.fspath(path)
-    try:
-        from lightning_csn.data import shards
-    except ImportError:  # until packing lands
-        shards = None  # type: ignore[assignment]
-    if shards is not None and shards.is_member(path):
-        return Video(shards.read_member(path), name=path, layout=layout, cancelled=cancelled)
+    if shards.is_member(path):
+        content, packed_layout = shards.read_member_and_layout(path)
+        return Video(content, name=path, layout=layout or packed_layout, cancelled=cancelled)
     if os.path.isdir(path):
         from lightning_csn.data.frame_folder import FrameFolder
 

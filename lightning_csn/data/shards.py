@@ -27,11 +27,12 @@ import json
 import logging
 import os
 import re
+import tarfile
 import time
 from typing import Any, NamedTuple
 
 from lightning_csn.data.samples import Collection, Label, Part, Sample
-from lightning_csn.data.video import VideoError
+from lightning_csn.data.video import VideoError, VideoLayout
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ _log = logging.getLogger(__name__)
 FORMAT = "lightning-csn shards"
 VERSION = 1
 INDEX = "index.json"
+MOST_NOTE_BYTES = 4096  # of the JSON after a video, if it is to come with the video in one read
 PAUSES_SECONDS = (0.2, 1.0, 4.0)  # before an address is tried again
 _MEMBER = re.compile(r"(?P<shard>.+\.tar)\?(?P<offset>\d+)\+(?P<bytes>\d+)#(?P<name>[\w.-]+)", re.ASCII | re.DOTALL)
 REFUSED = frozenset(range(400, 500)) - {
@@ -88,25 +90,60 @@ def read_member(path: str | os.PathLike[str]) -> bytes:
     no such file or that it may not be read. VideoError, which begins with the path, where the bytes cannot be had.
     """
     member = parse_member(path)
+    return _read(member, member.bytes)
+
+
+def read_member_and_layout(path: str | os.PathLike[str]) -> tuple[bytes, VideoLayout | None]:
+    """The bytes of a video in a shard, and what was found out about it when it was packed, as `Video` takes it.
+
+    That is in the member after the video, and comes with the same read. It is None where it was too long to be noted
+    (as of a long video of varying rate), or was noted by a version that knew other things of a video; then `Video`
+    looks for itself. Errors are those of `read_member`.
+    """
+    member = parse_member(path)
+    padding = -member.bytes % tarfile.BLOCKSIZE
+    content = _read(member, member.bytes + padding + tarfile.BLOCKSIZE + MOST_NOTE_BYTES)
+    video, rest = content[: member.bytes], content[member.bytes + padding :]
+    try:
+        header = tarfile.TarInfo.frombuf(rest[: tarfile.BLOCKSIZE], "utf-8", "strict")
+        note = rest[tarfile.BLOCKSIZE : tarfile.BLOCKSIZE + header.size]
+        if header.name != f"{os.path.splitext(member.name)[0]}.json" or len(note) < header.size:
+            return video, None
+        return video, VideoLayout.from_dict(json.loads(note)["layout"])
+    except (tarfile.HeaderError, UnicodeDecodeError, ValueError, KeyError, TypeError):
+        return video, None
+
+
+def _read(member: Member, most: int) -> bytes:
+    """Up to `most` bytes from where a video begins, at least all of the video; VideoError where these are not there."""
     try:
         if is_address(member.shard):
-            content = _fetch(member.shard, member.offset, member.offset + member.bytes)
+            content = _fetch(member.shard, member.offset, member.offset + most)
         else:
             with open(member.shard, "rb", buffering=0) as shard:
                 shard.seek(member.offset)
-                content = shard.read(member.bytes)
+                content = shard.read(most)
     except _ReadError as error:
-        raise VideoError(f"{path}: {error}") from error
+        raise VideoError(f"{member}: {error}") from error
     except OSError as error:
-        raise VideoError(f"{path}: {error.strerror or error}") from error
-    if len(content) != member.bytes:
-        reason = (
-            "the shard ends before; was it copied whole?"
-            if len(content) < member.bytes
-            else "the server does not heed the Range of a request"
+        raise VideoError(f"{member}: {error.strerror or error}") from error
+    if len(content) > most or _begins_a_tar_file(content):
+        raise VideoError(f"{member}: {most} bytes were asked for; the server does not heed the Range of a request")
+    if len(content) < member.bytes:
+        raise VideoError(
+            f"{member}: {member.bytes} bytes were asked for, {len(content)} came: the shard ends before; was it copied "
+            "whole?"
         )
-        raise VideoError(f"{path}: {member.bytes} bytes were asked for, {len(content)} came: {reason}")
     return content
+
+
+def _begins_a_tar_file(content: bytes) -> bool:
+    """Whether these are the first bytes of a shard, which are no video's."""
+    try:
+        tarfile.TarInfo.frombuf(content[: tarfile.BLOCKSIZE], "utf-8", "strict")
+    except (tarfile.HeaderError, UnicodeDecodeError):
+        return False
+    return True
 
 
 def is_packed(root: str | os.PathLike[str]) -> bool:
