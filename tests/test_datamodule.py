@@ -568,6 +568,11 @@ def test_every_video_is_on_one_process(count, processes):
 def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monkeypatch):
     """The real thing: Lightning's DDP with gloo, on 9 videos, on one only, and going on with a run of one process."""
     make_video(tmp_path / "one" / "test" / "waving" / "a.mp4", frames=4, size=(16, 16))
+    for split, broken in (("train", [2]), ("val", [1, 3])):
+        for number in range(5):
+            path = make_video(tmp_path / "bad" / split / "aaabb"[number] / f"{number}.mp4", frames=3, size=(16, 16))
+            if number in broken:
+                path.write_bytes(b"no video")
     monkeypatch.setenv("PL_GLOBAL_SEED", "5")
     whole, stopped, resumed = Recorder(), Recorder(), Recorder()
     trainer(max_epochs=3).fit(whole, data(split_folder, batch_size=2))
@@ -579,7 +584,7 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monk
             f"""
             import json, os, sys, torch
             sys.path[:0] = {[str(Path(__file__).parent)]!r}
-            from test_datamodule import Recorder, Stop, data, trainer
+            from test_datamodule import InputError, Recorder, Stop, data, trainer
 
             def main():
                 seen = {{}}
@@ -601,6 +606,15 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monk
                             )
                             seen[path] = again.draws()
                     seen[name] = {{stage: model.videos(stage) for stage in model.seen}}
+                bad = {str(tmp_path / "bad")!r}  # of which only the second process has any in validation
+                for stage, method, options in (
+                    ("val", "validate", {{"unreadable_limit": 0.3, "eval_batch_size": 1}}),
+                    ("train", "fit", {{"on_unreadable": {{"train": "raise"}}, "batch_size": 1}}),
+                ):
+                    try:
+                        getattr(trainer(strategy="ddp", devices=2), method)(Recorder(), data(bad, **options))
+                    except InputError as error:
+                        seen[stage] = str(error)
                 with open({str(tmp_path)!r} + f"/seen{{os.environ.get('LOCAL_RANK', '0')}}.json", "w") as file:
                     json.dump(seen, file)
                 runs.strategy.barrier()  # a process that ends while the other still talks can abort
@@ -628,6 +642,12 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monk
 
     def merged(name):
         return [tuple(draw) for both in zip(first[name], second[name], strict=True) for draw in both]
+
+    assert first["val"] == second["val"]
+    assert first["val"].startswith("2 of the 5 videos of the val split cannot be read")
+    assert f"; the first: {tmp_path / 'bad/val/a/1.mp4'}: " in first["val"]
+    assert first["train"] == second["train"]
+    assert first["train"].startswith(f"{tmp_path / 'bad/train/a/2.mp4'}: ")
 
     # From one process to two in the first epoch, from two to two and from two to one in the second.
     assert stopped.draws() + merged("one.ckpt") + merged("two.ckpt") == whole.draws()
