@@ -107,7 +107,8 @@ class LitCSN(L.LightningModule):
         cutmix: Alpha of CutMix in training, such as 1.0: a box of one clip is set into another. 0 is without; with
             mixup too, each batch has one of them.
         multi_label: Whether a video may have several labels or none. Each class is then judged by itself: sigmoid for
-            softmax, binary cross entropy, and the mean average precision for top-1, top-5 and F1.
+            softmax, binary cross entropy, and the mean average precision for top-1, top-5 and F1. None is what the head
+            of `pretrained` was trained for, and else one label.
         views_per_pass: Views that go through the network at once in validation, test and prediction, for memory.
         average: What is averaged over the views: probabilities or logits.
         checkpointing: Stages (1 to 4) that keep only the input of each block in training and compute the rest again on
@@ -144,7 +145,7 @@ class LitCSN(L.LightningModule):
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
         cutmix: float = 0.0,
-        multi_label: bool = False,
+        multi_label: bool | None = None,
         views_per_pass: int = 8,
         average: str = "probabilities",
         checkpointing: Sequence[int] = (),
@@ -194,6 +195,8 @@ class LitCSN(L.LightningModule):
             self.classes = loaded.checkpoint.classes
             self.clip = loaded.checkpoint.clip_spec()
             origin = loaded.checkpoint.to_dict()
+            multi_label = loaded.checkpoint.multi_label if multi_label is None else multi_label
+        multi_label = bool(multi_label)
         self.network.set_grad_checkpointing(stages=checkpointing)
         self._as_loaded = pretrained is not None  # until training changes the weights
 
@@ -262,7 +265,8 @@ class LitCSN(L.LightningModule):
             record = checkpoints.Checkpoint.from_dict(known)
         else:
             record = checkpoints.Checkpoint.from_dict(known).retrained(num_classes=k, classes=names)
-        return checkpoints.save(self.network, dataclasses.replace(record, clip=self.clip.to_dict()), folder)
+        record = dataclasses.replace(record, clip=self.clip.to_dict(), multi_label=self.multi_label)
+        return checkpoints.save(self.network, record, folder)
 
     def push_to_hub(
         self,
@@ -486,7 +490,7 @@ class LitCSN(L.LightningModule):
             found = "any number of them" if several else "one each"
             raise InputError(
                 f"{LABELS[self.multi_label]}, but the videos of the data have {found}; "
-                f"make the model with multi_label={several} (in a shell --model.multi_label {str(several).lower()})"
+                f"make the model with multi_label={several}"
             )
         names = getattr(data, "classes", None)
         if names is None:

@@ -125,11 +125,12 @@ class TrainerCommand(LightningCLI):
         parser.set_defaults({f"trainer.{name}": value for name, value in self.trainer_defaults.items()})
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """--ckpt_path, --output, --scores; in training the data name the classes."""
+        """--ckpt_path, --output, --scores; in training the data name the classes, and say if there are several."""
         purpose = "go on with this run" if self.command == "fit" else "the network of this run"
         parser.add_argument("--ckpt_path", type=str | None, help=f"A file that fit wrote (.ckpt): {purpose}.")
         if self.command == "fit":
             parser.link_arguments("data", "model.classes", self.classes_to_learn, apply_on="instantiate")
+            parser.link_arguments("data.multi_label", "model.multi_label", apply_on="instantiate")
         if self.command == "predict":
             parser.add_argument("--output", type=str, default="predictions.csv", help="Where the answers are written.")
         if self.command == "test":

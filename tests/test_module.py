@@ -274,6 +274,19 @@ def test_videos_of_several_labels_are_scored_by_average_precision(make_trainer, 
     assert capsys.readouterr().out.startswith(f"test: mAP {found['test_map']:.4f}, loss {found['test_loss']:.4f} of 2 ")
 
 
+def test_weights_know_whether_they_give_several_labels(tmp_path, make_trainer):
+    model, trainer = make_model(multi_label=True), make_trainer(fast_dev_run=True)
+    model.save_pretrained(tmp_path / "weights")
+    trainer.fit(model, loader(make_labelled([[1, 0, 1, 0], [0, 0, 0, 0]])))
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    model.save_pretrained(tmp_path / "trained")
+    for source in ("weights", "trained", "last.ckpt"):
+        assert LitCSN.from_pretrained(tmp_path / source).multi_label, source
+        assert not LitCSN.from_pretrained(tmp_path / source, num_classes=3).multi_label, source  # a new head
+        assert not LitCSN.from_pretrained(tmp_path / source, multi_label=False).multi_label, source
+    assert LitCSN.load_from_checkpoint(tmp_path / "last.ckpt").multi_label
+
+
 def test_probabilities_of_several_labels_are_sigmoids():
     model, batch = make_model(multi_label=True).eval(), make_batch([0, 1], views=3)
     with torch.no_grad():
@@ -292,7 +305,7 @@ def test_the_best_checkpoint_is_that_of_the_figure_that_is_logged(make_trainer):
 def test_labels_of_the_other_kind_are_refused(make_trainer, multi_label):
     model, data = make_model(multi_label=multi_label), Data(CLASSES)
     data.multi_label = not multi_label
-    remedy = rf"make the model with multi_label={not multi_label} \(in a shell --model.multi_label"
+    remedy = f"make the model with multi_label={not multi_label}"
     with pytest.raises(InputError, match=remedy):
         make_trainer(fast_dev_run=True).fit(model, data)
     batch = make_batch([0]) if multi_label else make_labelled([[1, 0, 0, 0]])

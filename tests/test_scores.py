@@ -367,9 +367,10 @@ def test_of_a_video_with_and_without_a_gray_clip_the_video_counts(tmp_path, writ
     with np.load(written[1]) as file:
         arrays = dict(file)
     np.savez(tmp_path / "gray.npz", **(arrays | {"blank": np.ones(8, dtype=bool), "logits": 0 * arrays["logits"]}))
-    scores = merge([tmp_path / "gray.npz", written[1]])
-    assert not scores.blank.any()
-    assert torch.equal(scores.logits, torch.from_numpy(arrays["logits"]))
+    for files in ([tmp_path / "gray.npz", written[1]], [written[1], tmp_path / "gray.npz"]):
+        scores = merge(files)
+        assert not scores.blank.any()
+        assert torch.equal(scores.logits, torch.from_numpy(arrays["logits"]))
 
 
 # Figures

@@ -64,6 +64,7 @@ class Checkpoint:
     name: in the table, or of the table's row that the weights come from.
     num_classes: outputs; 0 for a trunk without a head.
     classes: their names, in order; never made up: None where the outputs have none.
+    multi_label: whether a video may have several classes, so that each output is a yes or no of its own.
     pretrained_on, trained_on: data sets, the last one in `trained_on`. trained_by: the project that did it.
     clip: fields of ClipSpec. fps None is "as filmed"; any other None is not known and must be given (`clip_spec`).
     network: options of create_network.
@@ -88,6 +89,7 @@ class Checkpoint:
     paper: str | None = None
     sources: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    multi_label: bool = False
 
     @classmethod
     def from_dict(cls, record: Mapping[str, Any], *, name: str | None = None) -> Checkpoint:
@@ -138,6 +140,7 @@ class Checkpoint:
             self,
             num_classes=num_classes,
             classes=classes,
+            multi_label=False,
             pretrained_on=", ".join(before) or None,
             trained_on=None,
             trained_by=None,
@@ -449,6 +452,7 @@ def _record_inside(metadata: Mapping[str, Any], source: str | Path) -> Checkpoin
     if not isinstance(options, Mapping) or not {"architecture", "num_classes", "clip", "network"} <= set(options):
         return None
     mine = {name: options.get(name) for name in ("architecture", "num_classes", "classes", "clip", "network")}
+    mine["multi_label"] = options.get("multi_label", False)
     try:
         record = Checkpoint.from_dict(mine)
         if options.get("origin") is None:
