@@ -108,6 +108,12 @@ class _Read(NamedTuple):
     def any_there(self) -> bool:
         return any(place.there is not False for place in self.places)
 
+    @property
+    def rule_counts(self) -> bool:
+        """Whether the table's rule decided anything: one about other names than the usual ones, if there are such."""
+        pairs = zip(self.table.rows, self.places, strict=True)
+        return bool(self.table.rule) and any(not row.trimmed or _is_called(place, row.other) for row, place in pairs)
+
 
 def _from_lists(
     root: Path | None, lists: Mapping[str, Path], classes: list[str] | None, layout: str | None, fold: int
@@ -143,24 +149,20 @@ def _from_lists(
 
 def _from_root(root: Path, classes: list[str] | None, layout: str | None, fold: int) -> Collection:
     source = Source(root, {}, fold, chosen=layout is not None)
-    nearly = []
+    nearly: list[str] = []
     for name in _choose(layout):
         row = LAYOUTS[name]
-        try:
-            files = row.detect(source)
-            tables = row.read(source, files) if files else {}
-            read = {
-                split: _Read(name, table, _place(table, split, source.places, table.source.parent))
-                for split, table in tables.items()
-            }
-        except InputError as error:
-            if layout is not None or not row.by_looks:
-                raise
-            nearly.append(str(error))  # maybe no list at all
-            continue
+        files = row.detect(source)
+        tables = row.read(source, files) if files else {}
+        read = {
+            split: _Read(name, table, _place(table, split, source.places, table.source.parent))
+            for split, table in tables.items()
+        }
         if any(split.any_there for split in read.values()):
             if name == "folders":
                 _report_left_out(root, files)
+            for message in nearly:
+                _log.warning("%s; %s is taken instead", message, LAYOUTS[name].title)
             return _collect(root, read, classes, fold)
         if read:
             one = next(iter(read.values()))
@@ -229,7 +231,7 @@ def _collect(root: Path | None, read: Mapping[str, _Read], classes: list[str] | 
     samples = {split: samples[split] for split in (*SPLITS, "all") if split in samples}
     layout = _sentence(root, read, fold)
     _log.info("%s", layout)
-    for rule in dict.fromkeys(table.rule for table in tables if table.rule):
+    for rule in dict.fromkeys(one.table.rule for one in read.values() if one.rule_counts):
         _log.info("%s", rule)
     return Collection(samples, numbers.names, layout, multi_label, tuple(missing))
 
@@ -284,10 +286,14 @@ def _nearest(name: str, names: Sequence[str]) -> str:
     return f"; nearest: {', '.join(map(repr, close))}"
 
 
+def _is_called(place: Place, name: str) -> bool:
+    return os.path.splitext(os.path.basename(place.path))[0] == name
+
+
 def _part(table: Table, row: Row, place: Place) -> Part | None:
     """The part of a row, in frames from the first of the video; None for all of a folder of pictures."""
     part = row.part
-    if part is None or (row.trimmed and Path(place.path).stem == row.path):
+    if part is None or (row.trimmed and _is_called(place, row.path)):
         return None
     if not row.part_is_by_name or is_video(place.path):
         return part

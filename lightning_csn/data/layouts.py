@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import logging
 import os
 import re
 from collections import Counter
@@ -43,6 +44,8 @@ from lightning_csn.data.names import (
 )
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _LIST_ENDINGS = (".csv", ".json", ".tsv", ".txt")
 _WHOLE_LISTS = frozenset(
@@ -172,7 +175,14 @@ class Source:
         """The value in a JSON file; None for other files."""
         if path.suffix.lower() != ".json" or self.text(path) is None:
             return None
-        return _json(path)
+        try:
+            return _json(path)
+        except InputError as error:
+            if self.lists:
+                raise
+            if split_of(path.stem) is not None:
+                _log.warning("%s; it is passed over", error)
+            return None
 
     def beside(self, files: Iterable[Path], pattern: str) -> Path | None:
         """The file whose name matches, in the folder of one of these files; InputError for two of them in one."""
@@ -224,8 +234,7 @@ class Layout:
     title: as a log calls it. looks_for: the files and names that it wants, for whoever has none of them.
     detect: the files of each split; none where this is another layout. read: these files as a table for each split.
     chosen: whether it is only taken by name, for it is another reading of what a layout above it takes.
-    folds: whether there are several official splits. by_looks: whether its files are only known by what is in them,
-    so that one which cannot be read may be something else.
+    folds: whether there are several official splits.
     """
 
     title: str
@@ -234,7 +243,6 @@ class Layout:
     read: Callable[[Source, Files], dict[str, Table]]
     chosen: bool = False
     folds: bool = False
-    by_looks: bool = False
 
 
 # ---------------------------------------------------------------- official files
@@ -251,7 +259,7 @@ def _detect_ucf101(source: Source) -> Files:
     for path in source.texts:
         if (match := re.fullmatch(pattern, path.name)) and (path.parent / "classInd.txt").is_file():
             files.setdefault(match[1], path)
-    return files
+    return {split: files[split] for split in SPLITS if split in files}
 
 
 def _read_ucf101(source: Source, files: Files) -> dict[str, Table]:
@@ -306,10 +314,7 @@ def _read_hmdb51(source: Source, files: Files) -> dict[str, Table]:
             split = _HMDB51_SPLITS[words[1]]
             if split is not None:
                 rows[split].append(Row(number, words[0], (name,)))
-    return {
-        split: Table(folder, rows[split], entry=f"*_test_split{source.fold}.txt, line", classes=classes)
-        for split in rows
-    }
+    return {split: Table(folder / f"*{ending}", found, classes=classes) for split, found in rows.items()}
 
 
 def _detect_kinetics(source: Source) -> Files:
@@ -879,7 +884,7 @@ def _part(path: Path, number: int, start: Any, end: Any, unit: str, entry: str) 
 
 def _list_layout(title: str, looks_for: str, layout: str) -> Layout:
     detect, read = (functools.partial(function, layout=layout) for function in (_detect_lists, _read_lists))
-    return Layout(title, looks_for, detect, read, by_looks=True)
+    return Layout(title, looks_for, detect, read)
 
 
 LAYOUTS: dict[str, Layout] = {
@@ -941,7 +946,6 @@ LAYOUTS: dict[str, Layout] = {
         "end_frame or start and end in seconds; *vocab.json",
         _detect_json,
         _read_json_list,
-        by_looks=True,
     ),
     "csv": Layout(
         "lists with a heading",
@@ -949,7 +953,6 @@ LAYOUTS: dict[str, Layout] = {
         "fname, video) and label (or class), maybe start and end in seconds",
         _detect_csv,
         _read_csv,
-        by_looks=True,
     ),
     "frames": _list_layout(
         "lists of frame folders",
