@@ -12,6 +12,8 @@ from typing import Protocol
 from torch import Tensor
 
 from lightning_csn.data import shards
+from lightning_csn.data.frame_folder import FrameFolder
+from lightning_csn.data.torchcodec_video import TorchcodecVideo
 from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout
 from lightning_csn.errors import check_choice
 
@@ -22,6 +24,7 @@ TIME_ERROR = 1e-6  # seconds: a time computed as number / rate may come out a ro
 class Reader(Protocol):
     """An open video, as `open_video` gives it; see `Video` for what the methods do."""
 
+    path: str
     info: VideoInfo
 
     @property
@@ -61,15 +64,11 @@ def open_video(
     check_choice("reader", reader, READERS)
     path = os.fspath(path)
     if shards.is_member(path):
-        content, packed_layout = shards.read_member_and_layout(path)
-        return Video(content, name=path, layout=layout or packed_layout, cancelled=cancelled)
+        content, found = shards.read_member_and_layout(path)
+        return Video(content, name=path, layout=layout or found, cancelled=cancelled)
     if os.path.isdir(path):
-        from lightning_csn.data.frame_folder import FrameFolder
-
         return FrameFolder(path, cancelled=cancelled)
     if reader == "torchcodec":
-        from lightning_csn.data.torchcodec_video import TorchcodecVideo
-
         return TorchcodecVideo(path, layout=layout, cancelled=cancelled)
     return Video(path, layout=layout, cancelled=cancelled)
 
@@ -77,15 +76,13 @@ def open_video(
 def frames_at(reader: Reader, seconds: Sequence[float]) -> list[int]:
     """Numbers of the frames that are shown at these times, counted from the first frame.
 
-    A frame is shown from its time until that of the next; the first also before, the last also after. Raises
-    VideoError for a video that has neither times nor a rate.
+    A frame is shown from its time until that of the next; the first also before, the last also after. In a file that
+    proves no times, they follow at its rate. Raises VideoError for a video that has neither.
     """
     last = reader.info.num_frames - 1
     times, fps = reader.times, reader.info.fps
     if times is not None:
         return [max(0, bisect_right(times, second + TIME_ERROR) - 1) for second in seconds]
     if fps is None:
-        raise VideoError(
-            f"{getattr(reader, 'path', 'the video')}: it has neither times nor a rate; name frames by number"
-        )
+        raise VideoError(f"{reader.path}: it has neither times nor a rate; name frames by number")
     return [min(last, max(0, int((second + TIME_ERROR) * fps))) for second in seconds]
