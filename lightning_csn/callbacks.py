@@ -122,20 +122,7 @@ class UnreadableVideos(Callback):
         """End the run if there was one that must not be."""
         self._check(trainer, "predict")
 
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """List them."""
-        self._write(trainer, self._gather(trainer))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """List them, unless training goes on."""
-        if trainer.state.fn == "validate":
-            self._write(trainer, self._gather(trainer))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """List them."""
-        self._write(trainer, self._gather(trainer))
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """List them."""
         self._write(trainer, self._gather(trainer))
 
@@ -172,7 +159,8 @@ class UnreadableVideos(Callback):
             raise InputError(messages[0])
         raise InputError(
             f"{len(messages)} of the {count} videos of the {stage} split cannot be read, more than the share of "
-            f"{data.unreadable_limit:g} that unreadable_limit allows; the first: {messages[0]}"
+            f"{data.unreadable_limit:g} that unreadable_limit allows; 'lightning-csn check-data' finds all of them, "
+            f"to be mended or taken out; the first: {messages[0]}"
         )
 
     def _agree(self, trainer: Trainer, batches: list[int | float]) -> None:

@@ -315,7 +315,8 @@ def test_too_many_unreadable_videos_end_the_run(damaged, stage, method):
         getattr(trainer(), method)(Recorder(), data(damaged, unreadable_limit=0.49))
     assert str(error.value).startswith(
         f"1 of the 2 videos of the {stage} split cannot be read, more than the share of 0.49 that unreadable_limit "
-        f"allows; the first: {damaged / stage / 'worse' / 'b.mp4'}: "
+        "allows; 'lightning-csn check-data' finds all of them, to be mended or taken out; the first: "
+        f"{damaged / stage / 'worse' / 'b.mp4'}: "
     )
     model = Recorder()
     trainer().predict(model, data(damaged, unreadable_limit=0))  # says it of each in its answers
