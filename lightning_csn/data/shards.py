@@ -11,10 +11,11 @@ processes share an epoch, what is resumed and what happens to an unreadable vide
 A video of a shard has a path like that of a file: `data/train-000000.tar?2048+91234#000001.mp4`, made of the shard,
 the offset, the number of bytes, and the name.
 
-Why WebDataset's format and not litdata's: a shard is a tar file, which webdataset, tar and most languages read; chunks
-of litdata 0.2.76 are read by litdata alone, which brings boto3, obstore, requests and tifffile. Neither package does
-the reading. Both hand out a stream, in which the place within an epoch is known to a buffer only, and the number of
-shards limits the number of processes (webdataset issue 188, Lightning issue 20404).
+Why WebDataset's format and not litdata's: a shard is a tar file, which tar, webdataset and libraries of many languages
+read; chunks of litdata 0.2.76 are read by litdata alone, which brings boto3, obstore, requests and tifffile. What it
+does beyond, reading at random and resuming, follows here from the offsets. What is not used is webdataset's reading:
+version 1.0.2 hands out a stream that keeps no place to go on from, and gives each process shards of its own, so that
+those with fewer samples end an epoch early and the others wait (webdataset issue 188, Lightning issue 20404).
 
 fsspec comes with Lightning, and with it memory:, http: and https:. The extra `stream` adds s3fs, since most stores
 speak S3; another protocol needs the package that fsspec names in its error (gcsfs for gs:, adlfs for az:).
