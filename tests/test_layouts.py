@@ -318,6 +318,8 @@ def test_metadata_in_the_folders_of_splits(tmp_path):
         ("path,label,start,end\na.mp4,run,5,\n", "train.csv, line 2: a number expected, got ''"),
         ("path,label,split\na.mp4,run,eval\n", "train.csv, line 2: the split 'eval' is none of train, training"),
         ("path,label,split\na.mp4,run,train\na.mp4,run,\n", "train.csv, line 3: the split is missing"),
+        ("path,label,start,end\na.mp4,run,0,inf\n", "train.csv, line 2: a number expected, got 'inf'"),
+        pytest.param(f"path,label\na.mp4,{'x' * 200_000}\n", "train.csv, line 2: field larger than", id="no csv"),
         ("path,label\n", "train.csv: no line names a video"),
     ],
 )

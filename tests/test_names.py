@@ -76,6 +76,22 @@ def test_two_that_may_be_meant_are_an_error(tmp_path):
         places.find([Wanted("a.mp4", "val.txt, line 1")])
 
 
+def test_a_file_that_is_there_as_written_is_taken_whatever_its_ending(tmp_path):
+    places = Places(touch(tmp_path, "a.raw", "x/a.mp4"), search=True)
+    assert places.find([Wanted("a.raw", "")], all_of_them=True) == [Place(str(tmp_path / "a.raw"), True)]
+
+
+def test_links_to_folders_are_looked_through_once(tmp_path):
+    touch(tmp_path / "disk", "train/run/a.mp4")
+    (tmp_path / "root").mkdir()
+    (tmp_path / "root/videos").symlink_to(tmp_path / "disk")
+    (tmp_path / "root/again").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk/circle").symlink_to(tmp_path)
+    places = Places(tmp_path / "root", search=True)
+    (place,) = places.find([Wanted("a", "list.txt, line 1")], all_of_them=True)
+    assert place == Place(str(tmp_path / "root/again/train/run/a.mp4"), True)
+
+
 def test_without_a_search_paths_are_as_written(tmp_path):
     places = Places(touch(tmp_path, "videos/a.mp4"), search=False)
     assert places.find([Wanted("a.mp4", "")]) == [Place(str(tmp_path / "a.mp4"), False)]

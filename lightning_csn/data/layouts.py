@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import functools
 import logging
+import math
 import os
 import re
 from collections import Counter
@@ -28,6 +29,7 @@ from lightning_csn.data.list_files import (
     read_classes,
     read_json,
     read_text,
+    split_row,
 )
 from lightning_csn.data.names import (
     SPLIT_NAMES,
@@ -144,8 +146,8 @@ class Source:
         return [
             path
             for folder in self.folders
-            for path in sorted(folder.iterdir())
-            if path.suffix.lower() in _LIST_ENDINGS and not path.name.startswith(".") and path.is_file()
+            for path in (folder / name for name in sorted(os.listdir(folder)) if name.lower().endswith(_LIST_ENDINGS))
+            if not path.name.startswith(".") and path.is_file()
         ]
 
     @functools.cached_property
@@ -407,8 +409,8 @@ def _read_moments(source: Source, files: Files) -> dict[str, Table]:
     tables = {}
     for split, path in files.items():
         rows = []
-        for number, columns in enumerate(csv.reader(_text(path).splitlines()), start=1):
-            if columns:
+        for number, columns in _rows_of_csv(path, _text(path), ","):
+            if columns and columns[0].strip():
                 labels = (columns[1].strip(),) if len(columns) > 1 and columns[1].strip() else None
                 rows.append(Row(number, columns[0].strip(), labels))
         tables[split] = Table(path, rows, classes=classes, classes_file=classes_file)
@@ -824,7 +826,7 @@ def _heading(source: Source, path: Path) -> list[str]:
 def _split_heading(line: str) -> tuple[str, list[str]]:
     """The delimiter of a heading, and its columns; the one that parts it into most."""
     delimiter = max(DELIMITERS, key=line.count)
-    return delimiter, [column.strip().lower() for column in next(csv.reader([line], delimiter=delimiter), [])]
+    return delimiter, [column.strip().lower() for column in split_row(line, delimiter)]
 
 
 def _records_of_csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
@@ -834,16 +836,24 @@ def _records_of_csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
     twins = [name for name, count in Counter(heading).items() if count > 1 and name]
     if twins:
         raise InputError(f"{path}, line 1: two columns are called {twins[0]!r}")
-    reader = csv.reader(text.splitlines(), delimiter=delimiter, skipinitialspace=True)
-    for columns in reader:
-        if reader.line_num == 1 or not any(column.strip() for column in columns):
+    for number, columns in _rows_of_csv(path, text, delimiter):
+        if number == 1 or not any(column.strip() for column in columns):
             continue
         if len(columns) > len(heading) and any(columns[len(heading) :]):
             raise InputError(
-                f"{path}, line {reader.line_num}: {len(heading)} columns expected ({', '.join(heading)}), "
-                f"got {len(columns)}"
+                f"{path}, line {number}: {len(heading)} columns expected ({', '.join(heading)}), got {len(columns)}"
             )
-        yield reader.line_num, {name: column.strip() for name, column in zip(heading, columns, strict=False)}
+        yield number, {name: column.strip() for name, column in zip(heading, columns, strict=False)}
+
+
+def _rows_of_csv(path: Path, text: str, delimiter: str) -> Iterable[tuple[int, list[str]]]:
+    """Line number and columns of each line; columns in quotes may go on in the next line."""
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True)
+    try:
+        for columns in reader:
+            yield reader.line_num, columns
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def _first_record(source: Source, path: Path) -> dict[str, Any]:
@@ -868,9 +878,12 @@ def _split_named(path: Path, number: int, name: Any, entry: str = "line") -> str
 
 def _seconds(path: Path, number: int, value: Any, entry: str = "line") -> float:
     try:
-        return float(value)
+        seconds = float(value)
     except (TypeError, ValueError):
-        raise InputError(f"{path}, {entry} {number}: a number expected, got {value!r}") from None
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise InputError(f"{path}, {entry} {number}: a number expected, got {value!r}")
+    return seconds
 
 
 def _part(path: Path, number: int, start: Any, end: Any, unit: str, entry: str) -> Part:

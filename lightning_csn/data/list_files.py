@@ -86,7 +86,7 @@ def parse_line(line: str, *, number: int = 1) -> Line:
 def _columns(rest: str, delimiter: str) -> tuple[str, ...]:
     rest = rest.strip()
     if delimiter:
-        columns = [column.strip() for column in next(csv.reader([rest], delimiter=delimiter, skipinitialspace=True))]
+        columns = [column.strip() for column in split_row(rest, delimiter)]
         while columns and not columns[-1]:
             columns.pop()
         return tuple(columns)
@@ -101,6 +101,18 @@ def _columns(rest: str, delimiter: str) -> tuple[str, ...]:
 def _unquote(text: str) -> str:
     text = text.strip()
     return text[1:-1].replace('""', '"') if len(text) > 1 and text[0] == text[-1] == '"' else text
+
+
+def split_row(text: str, delimiter: str) -> list[str]:
+    """The columns of a line of csv; quotes hold a delimiter.
+
+    >>> split_row('a.mp4, "brush, hair"', ",")
+    ['a.mp4', 'brush, hair']
+    """
+    try:
+        return next(csv.reader([text], delimiter=delimiter, skipinitialspace=True), [])
+    except csv.Error as error:
+        raise InputError(f"no columns with {delimiter!r} between them: {error}: {text:.80}") from error
 
 
 def read_text(path: Path) -> str:
@@ -118,11 +130,13 @@ def parse_list(text: str, path: Path) -> list[Line]:
 
     InputError for a list without lines, and for a heading that nobody knows.
     """
-    lines = [
-        parse_line(line, number=number)
-        for number, line in enumerate(text.splitlines(), start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
+    lines = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        if line.strip() and not line.lstrip().startswith("#"):
+            try:
+                lines.append(parse_line(line, number=number))
+            except InputError as error:
+                raise InputError(f"{path}, line {number}: {error}") from error
     if not lines:
         raise InputError(f"{path}: no line names a video")
     first, *others = lines

@@ -125,7 +125,8 @@ def list_videos(source: str | os.PathLike[str]) -> list[str]:
 
 def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
-    return sorted(path for path in Path(folder).iterdir() if not path.name.startswith(".") and path.is_dir())
+    with os.scandir(folder) as entries:  # says what is a folder without asking for each of a million files
+        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
 
 
 class Place(NamedTuple):
@@ -209,12 +210,22 @@ class Places:
     def _tree(self) -> dict[str, list[str]]:
         """Name, and for files name without ending and ".*", -> paths in `start` of videos that are called so."""
         tree: dict[str, list[str]] = {}
-        videos = walk(self.start)
-        for path in videos.files + videos.frame_folders:
-            tree.setdefault(os.path.basename(path), []).append(path)
-        for path in videos.files:
-            tree.setdefault(f"{os.path.splitext(os.path.basename(path))[0]}.*", []).append(path)
+        for folder in [self.start, *self._links]:
+            videos = walk(folder)
+            for path in videos.files + videos.frame_folders:
+                tree.setdefault(os.path.basename(path), []).append(path)
+            for path in videos.files:
+                tree.setdefault(f"{os.path.splitext(os.path.basename(path))[0]}.*", []).append(path)
         return tree
+
+    @property
+    def _links(self) -> list[Path]:
+        """The links to folders elsewhere, such as a disk of videos: in `start` or one folder down, each target once."""
+        links = {folder.resolve(): folder for folder in reversed(self._near[1:]) if folder.is_symlink()}
+        start = self.start.resolve()
+        return sorted(
+            link for target, link in links.items() if not (target in start.parents or target.is_relative_to(start))
+        )
 
     def _find(self, wanted: Wanted) -> Place:
         direct = os.path.join(self.start, wanted.path)
@@ -225,12 +236,12 @@ class Places:
         found: list[str] = []
         for key in dict.fromkeys((name, f"{name}.*", f"{os.path.splitext(name)[0]}.*")):
             found = [path for path in self._tree.get(key, ()) if not above or Path(path).parent.name == above[0]]
-            if direct in found:
+            if direct in found or (key == name and os.path.exists(direct)):  # with any ending
                 return Place(direct, True)
             if found:
                 break
         if not found:
-            return Place(direct, os.path.exists(direct))
+            return Place(direct, False)
         found = self._prefer(found, lambda folder: SPLIT_NAMES.get(folder.lower()) == wanted.split)
         found = self._prefer(found, lambda folder: folder in wanted.labels)
         if len(found) > 1:
