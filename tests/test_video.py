@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import io
+import json
 import logging
+import os
 import random
 import struct
+import threading
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -16,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_csn.data.video import Video, VideoError, VideoInfo, read_orientation
+from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout, read_orientation
 
 X265 = "log-level=none:pools=1:frame-threads=1"
 GOP_OF_5 = {"g": "5", "bf": "2"}
@@ -323,26 +327,29 @@ def set_display_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
 
 
 ONE = 65536
-TURNS = {
-    "not at all": ((ONE, 0, 0, ONE), lambda x: x),
-    "clockwise": ((0, ONE, -ONE, 0), lambda x: x.rot90(-1, (1, 2))),
-    "counter-clockwise": ((0, -ONE, ONE, 0), lambda x: x.rot90(1, (1, 2))),
-    "upside down": ((-ONE, 0, 0, -ONE), lambda x: x.rot90(2, (1, 2))),
-    "mirrored": ((-ONE, 0, 0, ONE), lambda x: x.flip(2)),
-    "mirrored, then clockwise": ((0, -ONE, -ONE, 0), lambda x: x.flip(2).rot90(-1, (1, 2))),
-    "broken": ((0, 0, 0, 0), lambda x: x),
-    "by 45 degrees": ((ONE, ONE, -ONE, ONE), lambda x: x),
+TURNS = {  # the matrix, what it does to frames, and what VideoInfo says: degrees clockwise, and if mirrored before
+    "not at all": ((ONE, 0, 0, ONE), lambda x: x, (0, False)),
+    "clockwise": ((0, ONE, -ONE, 0), lambda x: x.rot90(-1, (1, 2)), (90, False)),
+    "counter-clockwise": ((0, -ONE, ONE, 0), lambda x: x.rot90(1, (1, 2)), (270, False)),
+    "upside down": ((-ONE, 0, 0, -ONE), lambda x: x.rot90(2, (1, 2)), (180, False)),
+    "mirrored": ((-ONE, 0, 0, ONE), lambda x: x.flip(2), (0, True)),
+    "mirrored, then clockwise": ((0, -ONE, -ONE, 0), lambda x: x.flip(2).rot90(-1, (1, 2)), (90, True)),
+    "mirrored, then upside down": ((ONE, 0, 0, -ONE), lambda x: x.flip(1), (180, True)),
+    "mirrored, then counter-clockwise": ((0, ONE, ONE, 0), lambda x: x.flip(2).rot90(1, (1, 2)), (270, True)),
+    "broken": ((0, 0, 0, 0), lambda x: x, (0, False)),
+    "by 45 degrees": ((ONE, ONE, -ONE, ONE), lambda x: x, (0, False)),
 }
 
 
 @pytest.mark.parametrize("turn", TURNS)
 def test_frames_are_turned_as_a_player_turns_them(turn, make_video, tmp_path):
-    matrix, turned = TURNS[turn]
+    matrix, turned, said = TURNS[turn]
     path = make_video(tmp_path / "a.mp4", frames=6)
     expected = turned(decode_all(path))
     set_display_matrix(path, matrix)
     with Video(path) as video:
         assert (video.info.height, video.info.width) == tuple(expected.shape[1:3])
+        assert (video.info.rotation, video.info.mirrored) == said
         assert torch.equal(video.frames(range(6)), expected)
 
 
@@ -521,6 +528,187 @@ def test_a_codec_without_a_decoder_is_an_error(make_video, tmp_path):
     path.write_bytes(path.read_bytes().replace(b"V_FFV1", b"V_XXXX"))
     with pytest.raises(VideoError, match="FFmpeg has no decoder for it"):
         probe(path)
+
+
+def bytes_of(path):
+    return path.read_bytes()
+
+
+def file_object_of(path):
+    return io.BytesIO(path.read_bytes())
+
+
+@pytest.mark.parametrize("source", [bytes_of, file_object_of, open], ids=["bytes", "file object", "open file"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.avi", "a.ts"])
+def test_bytes_and_file_objects_are_read_as_files_are(source, name, make_video, tmp_path):
+    path = make_video(tmp_path / name, options={"g": "5"})
+    content = path.open("rb") if source is open else source(path)
+    with Video(path) as by_path, Video(content, name="shard/a") as video:
+        assert video.info == by_path.info
+        assert torch.equal(video.frames([17, 3, 9]), by_path.frames([17, 3, 9]))
+        assert torch.equal(video.frames([0]), by_path.frames([0]))
+        with pytest.raises(VideoError, match=r"^shard/a: frame 20 was asked for"):
+            video.frames([20])
+    if not isinstance(content, bytes):
+        assert not content.closed
+        content.close()
+
+
+@pytest.mark.parametrize("source", [bytes, io.BytesIO])
+def test_errors_of_bytes_carry_the_name(source):
+    with pytest.raises(VideoError, match=r"^the 7th: the file is empty$"):
+        Video(source(b""), name="the 7th")
+    with pytest.raises(VideoError, match=r"^the 8th: Invalid data found"):
+        Video(source(b"not a video " * 100), name="the 8th")
+
+
+def test_a_file_object_that_fails_is_an_error_with_its_reason(make_video, tmp_path):
+    class Lost(io.BytesIO):
+        def read(self, size=-1):
+            if self.tell() > 500:
+                raise ConnectionResetError("the store went away")
+            return super().read(min(size, 400))
+
+    with pytest.raises(VideoError, match=r"^lost: the store went away"):
+        Video(Lost(make_video(tmp_path / "a.mkv", frames=60).read_bytes()), name="lost")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="named pipes are of POSIX")
+def test_a_path_that_is_no_file_is_an_error_and_no_endless_wait(tmp_path):
+    pipe = tmp_path / "pipe.mp4"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(VideoError) as caught:
+            Video(path)
+        assert str(caught.value) == f"{path}: not a regular file"
+
+
+def test_reading_ends_soon_after_it_was_cancelled(make_video, tmp_path, monkeypatch):
+    path = make_video(tmp_path / "a.mp4", frames=40)
+    cancelled = threading.Event()
+    with Video(path, cancelled=cancelled) as video:
+        times = decoded_packets(video, monkeypatch)
+        decode = video._decode
+
+        def cancel_after_five(packet):
+            if len(times) == 4:
+                cancelled.set()
+            return decode(packet)
+
+        monkeypatch.setattr(video, "_decode", cancel_after_five)
+        with pytest.raises(VideoError) as caught:
+            video.frames(range(40))
+        assert str(caught.value) == f"{path}: reading was given up"
+        assert len(times) == 5
+    with pytest.raises(VideoError, match="given up"):
+        Video(path, cancelled=cancelled)
+
+
+def retime(source: Path, target: Path, ticks: list[int]) -> None:
+    """Copy a video without B-frames, whose frame i is shown at `ticks[i]`."""
+
+    def later(i, packet):
+        packet.pts = packet.dts = ticks[i]
+        return [packet]
+
+    remux(source, target, later)
+
+
+@pytest.mark.parametrize("container", ["mp4", "mkv"])
+def test_times_are_those_of_the_frames(container, make_video, tmp_path, read_number):
+    seconds = [0.5, 0.6, 1.0, 1.1, 2.5, 2.6]
+    source = make_video(tmp_path / f"a.{container}", frames=6, options={"bf": "0", "g": "2"})
+    with av.open(str(source)) as file:
+        unit = file.streams.video[0].time_base
+    path = tmp_path / f"varying.{container}"
+    retime(source, path, [round(second * unit.denominator / unit.numerator) for second in seconds])
+    with Video(path) as video:
+        assert video.times == pytest.approx([0, 0.1, 0.5, 0.6, 2.0, 2.1])
+        assert video.info.variable_rate
+        assert video.info.fps == pytest.approx(5 / 2.1)
+        assert [read_number(video.frames([i])[0]) for i in (5, 2, 4, 0)] == [5, 2, 4, 0]
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.flv"])
+def test_times_at_one_rate_are_even(name, make_video, tmp_path):
+    with Video(make_video(tmp_path / name, rate=30)) as video:
+        assert video.times == pytest.approx([n / 30 for n in range(20)], abs=0.001)
+        assert not video.info.variable_rate
+
+
+def test_there_are_no_times_where_packets_follow_in_another_order_than_frames(make_video, tmp_path):
+    with Video(make_video(tmp_path / "a.avi", codec="mpeg4", options={"bf": "2"})) as video:
+        assert video.times is None
+        assert video.info.fps == 25
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layout_that_was_kept_saves_looking_at_the_file(kind, make_video, tmp_path, monkeypatch, caplog):
+    name, options = KINDS[kind]
+    path = make_video(tmp_path / name, **{"frames": 20, **options})
+    with Video(path) as video:
+        expected, info = video.frames(range(video.info.num_frames)), video.info
+        layout = VideoLayout.from_dict(json.loads(json.dumps(video.layout.to_dict())))
+        assert layout == video.layout
+    monkeypatch.setattr(Video, "_scan", None)
+    draw = random.Random(0)
+    numbers = list(range(info.num_frames))
+    for number in draw.sample(numbers, min(8, len(numbers))):
+        with Video(path, layout=layout) as video:
+            assert video.info == info
+            assert torch.equal(video.frames([number])[0], expected[number])
+            assert torch.equal(video.frames(numbers), expected)
+            assert torch.equal(video.frames(numbers[:1]), expected[:1])
+    assert not caplog.messages
+
+
+def test_a_layout_at_one_rate_is_small(make_video, tmp_path):
+    with Video(make_video(tmp_path / "a.mp4", frames=250)) as video:
+        assert len(json.dumps(video.layout.to_dict())) < 400
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("b.mp4", {"rate": 24}), ("b.mp4", {"codec": "mpeg4"}), ("b.ts", {}), ("b.mp4", {"rate": Fraction(25, 2)})],
+)
+def test_a_layout_of_another_file_is_noticed_and_said_once(name, options, make_video, read_number, tmp_path, caplog):
+    path = make_video(tmp_path / "a.mp4", frames=30, options={"g": "10"})
+    with Video(make_video(tmp_path / name, frames=20, **options)) as other:
+        layout = other.layout
+    for _ in range(2):
+        with Video(path, layout=layout) as video:
+            assert [read_number(frame) for frame in video.frames([3, 17])] == [3, 17]
+            assert video.info.num_frames == 30
+            assert [read_number(frame) for frame in video.frames([29])] == [29]
+    assert caplog.messages == [
+        f"{path}: its frames are not those of the layout that was recorded; it is looked at anew"
+    ]
+
+
+def test_a_layout_of_a_longer_video_ends_in_an_error_that_says_what_there_is(make_video, tmp_path):
+    path = make_video(tmp_path / "a.mp4", frames=10)
+    with Video(make_video(tmp_path / "b.mp4", frames=20)) as other:
+        layout = other.layout
+    with (
+        Video(path, layout=layout) as video,
+        pytest.raises(VideoError, match=r"frame 15 .* the video has 10 \(0 to 9\)"),
+    ):
+        video.frames([15])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "codec", "pixel_format"),
+    [
+        ("a.mp4", {}, "h264", "yuv420p"),
+        ("a.mkv", {"codec": "libx265", "pix_fmt": "yuv420p10le"}, "hevc", "yuv420p10le"),
+        ("a.webm", {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}}, "vp9", "yuv420p"),
+        ("a.mp4", {"codec": "libsvtav1", "frames": 3, "size": (64, 64), "options": {"preset": "12"}}, "av1", "yuv420p"),
+        ("a.avi", {"codec": "mpeg4"}, "mpeg4", "yuv420p"),
+    ],
+)
+def test_the_codec_and_the_format_of_pixels_are_known(name, options, codec, pixel_format, make_video, tmp_path):
+    info = probe(make_video(tmp_path / name, **options))
+    assert (info.codec, info.pixel_format) == (codec, pixel_format)
 
 
 @pytest.mark.parametrize("number", [-1, 20])

@@ -59,6 +59,7 @@ SKIPPING_CODECS = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")
 TRUE_TIMES = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "flv", "mpegts", "mpeg")
 SEEKABLE = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # that find a keyframe without reading all that is before
 LARGEST_KEPT_BYTES = 1 << 25  # glibc's DEFAULT_MMAP_THRESHOLD_MAX: larger blocks go back to the system when freed
+OTHER_LAYOUT = "its frames are not those of the layout that was recorded; it is looked at anew"
 UNEVEN = ("mpeg4", "vp8")  # codecs of which a packet may give no frame, or two
 
 
@@ -216,9 +217,9 @@ class Video:
         self._fault: str | None = None  # FFmpeg's last complaint about what is inside
         self._reformatter = VideoReformatter()  # kept: a new one for each frame costs 24 to 40% more
         self._open()
-        self._given = layout is not None
         try:
-            self._heed(layout or self._scan())
+            self._given = layout is not None and self._fits(layout)
+            self._heed(layout if layout is not None and self._given else self._scan())
         except BaseException:
             self.close()
             raise
@@ -265,14 +266,17 @@ class Video:
         self._check(numbers)
         height, width = size or (self.info.height, self.info.width)
         frames = _empty(len(numbers), height, width, 3)
-        try:
-            self._fill(frames, numbers)
-        except _OutOfStepError:
-            if self._given:
-                return self._frames_of_another_layout(numbers, size)
-            self._layout = replace(self._layout, times=(), starts=(), skips=False)
-            self._fill(frames, numbers)
-        return frames
+        while True:
+            try:
+                self._fill(frames, numbers)
+                return frames
+            except _OutOfStepError:
+                if any(self._layout.starts):  # some keyframes are none, in files that renew pictures bit by bit
+                    self._layout = replace(self._layout, starts=())
+                elif self._given:
+                    return self._frames_of_another_layout(numbers, size)
+                else:
+                    self._layout = replace(self._layout, times=(), starts=(), skips=False)
 
     def _check(self, numbers: Sequence[int]) -> None:
         for number in numbers:
@@ -284,12 +288,24 @@ class Video:
 
     def _frames_of_another_layout(self, numbers: Sequence[int], size: tuple[int, int] | None) -> Tensor:
         """The same as `frames`, after the file was found not to be as the layout that was given says."""
-        _warn_once(f"{self.path}: its frames are not those of the layout that was recorded; it is looked at anew")
+        _warn_once(f"{self.path}: {OTHER_LAYOUT}")
         size = size or (self.info.height, self.info.width)
         self._reopen()
         self._given = False
         self._heed(self._scan())
         return self.frames(numbers, size=size)
+
+    def _fits(self, layout: VideoLayout) -> bool:
+        """Whether a layout may be of this file, as far as its header tells."""
+        if (layout.unit, layout.info.codec) == (self._unit(), self._stream.codec_context.codec.canonical_name):
+            return True
+        _warn_once(f"{self.path}: {OTHER_LAYOUT}")
+        return False
+
+    def _unit(self) -> tuple[int, int]:
+        """Seconds of a tick of the stream, as numerator and denominator; (0, 1) where it is not known."""
+        unit = self._stream.time_base
+        return (unit.numerator, unit.denominator) if unit else (0, 1)
 
     def _heed(self, layout: VideoLayout) -> None:
         self._layout = layout
@@ -390,8 +406,10 @@ class Video:
             source.seek(0)
         try:
             self._container: Any = av.open(source, **OPEN_OPTIONS)
-        except (av.FFmpegError, OSError) as error:
+        except av.FFmpegError as error:
             raise VideoError(f"{self.path}: {'the file is empty' if self._is_empty() else error.strerror}") from error
+        except OSError as error:  # of a file object
+            raise VideoError(f"{self.path}: {error}") from error
         self._stream: Any = self._container.streams.best("video")
         if self._stream is None or self._stream.codec_context is None:
             kinds = ", ".join(sorted({stream.type for stream in self._container.streams})) or "nothing"
@@ -407,7 +425,7 @@ class Video:
     def _is_empty(self) -> bool:
         if isinstance(self._source, str):
             return os.path.isfile(self._source) and os.path.getsize(self._source) == 0
-        return len(self._source if isinstance(self._source, bytes) else self._source.read(1)) == 0
+        return self._source == b"" if isinstance(self._source, bytes) else self._source.seek(0, os.SEEK_END) == 0
 
     def _reopen(self) -> None:
         self._container.close()
@@ -510,7 +528,6 @@ class Video:
         orientation = _orientation_of(first)
         rotation, mirrored = next(shown for shown, how in ORIENTATIONS.items() if how == orientation)
         height, width = self._shown_size(first, orientation)
-        unit = self._stream.time_base
         info = VideoInfo(
             num_frames=max(index.num_frames, 1),
             fps=self._rate(index),
@@ -525,7 +542,7 @@ class Video:
         return VideoLayout(
             info=info,
             times=index.times if isinstance(index.times, range) else tuple(index.times),
-            unit=(unit.numerator, unit.denominator) if unit else (0, 1),
+            unit=self._unit(),
             starts=tuple(index.starts),
             skips=true_times and index.reordered and codec in SKIPPING_CODECS and not layers,
         )
