@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import pickle
 
 import pytest
 import torch
 
 from lightning_csn.clip import ClipSpec
+from lightning_csn.data import dataset as module
+from lightning_csn.data.augment import Augment
 from lightning_csn.data.dataset import VideoDataset, collate, decoded_size
-from lightning_csn.data.samples import Sample
+from lightning_csn.data.index import Entry, VideoIndex, stamp_of
+from lightning_csn.data.order import Draw
+from lightning_csn.data.samples import Part, Sample
 from lightning_csn.data.video import Video, VideoInfo
 
 CLIP = ClipSpec(
@@ -200,3 +205,193 @@ def test_a_dataset_travels_to_spawned_workers(square):
     dataset = VideoDataset([Sample(square, 2, 4)], CLIP, train=True, mirrored={0: 1})
     assert pickle.loads(pickle.dumps(dataset)).mirrored == {0: 1}
     assert pickle.loads(pickle.dumps(collate)) is collate
+
+
+def test_an_item_is_a_function_of_its_draw(square):
+    dataset = VideoDataset([Sample(square, 0, 0)] * 2, CLIP, train=True, clips=2, augment=Augment("trivialaugment"))
+    items = []
+    for seed in (1, 1, 2):
+        torch.rand(3)
+        state = torch.get_rng_state()
+        items.append(dataset[Draw(1, seed)])
+        assert torch.equal(torch.get_rng_state(), state)  # nothing else is drawn from it
+    assert torch.equal(items[0]["clips"], items[1]["clips"])
+    assert items[0]["seed"] == items[1]["seed"] != items[2]["seed"]
+    assert not torch.equal(items[0]["clips"], items[2]["clips"])
+    assert VideoDataset([Sample(square, 0, 0)], CLIP, train=False)[Draw(0, 5)]["seed"] == 0
+
+
+def test_augmentation_is_of_the_items_seed(square):
+    samples, augment = [Sample(square, 0, 0)], Augment("randaugment", color_jitter=0.4)
+    plain = VideoDataset(samples, CLIP, train=True, clips=2)[Draw(0, 3)]
+    changed = VideoDataset(samples, CLIP, train=True, clips=2, augment=augment)[Draw(0, 3)]
+    assert changed["seed"] == plain["seed"]
+    later = module.apply_to_batch(augment, plain["clips"][None], torch.tensor([plain["seed"]]))[0]
+    assert torch.equal(changed["clips"], later)
+    assert not torch.equal(changed["clips"], plain["clips"])
+    alone = VideoDataset(samples, CLIP, train=False, augment=augment)[0]["clips"]
+    assert torch.equal(alone, VideoDataset(samples, CLIP, train=False)[0]["clips"])  # never in evaluation
+
+
+@pytest.fixture
+def reads(monkeypatch):
+    """The frame numbers of every call of Video.frames."""
+    numbers, frames = [], Video.frames
+
+    def spy(video, wanted, *, size=None):
+        numbers.append(list(wanted))
+        return frames(video, wanted, size=size)
+
+    monkeypatch.setattr(Video, "frames", spy)
+    return numbers
+
+
+def test_several_clips_of_a_video_are_decoded_in_one_pass(square, reads, read_number):
+    dataset = VideoDataset([Sample(square, 2, 7)], CLIP, train=True, clips=5, scale=(1.0, 1.0), flip=0)
+    item = dataset[Draw(0, 1)]
+    assert item["clips"].shape == dataset.shape == (5, 3, 4, 48, 48)
+    shown_numbers = [shown(view, read_number) for view in item["clips"]]
+    assert len({tuple(numbers) for numbers in shown_numbers}) > 1
+    assert reads == [sorted({number for numbers in shown_numbers for number in numbers})]
+
+
+def test_clips_of_a_video_are_mirrored_together_if_its_label_changes(square):
+    def flips(mirrored, seed):
+        """Whether each clip is mirrored, and the label."""
+        samples, options = [Sample(square, 0, 0)], {"train": True, "clips": 8, "scale": (1.0, 1.0)}
+        item = VideoDataset(samples, CLIP, mirrored=mirrored, flip=0.5, **options)[Draw(0, seed)]
+        straight = VideoDataset(samples, CLIP, flip=0, **options)[Draw(0, seed)]["clips"]
+        return [not torch.equal(*pair) for pair in zip(item["clips"], straight, strict=True)], item["label"]
+
+    assert any(len(set(flips({}, seed)[0])) == 2 for seed in range(3))
+    together = [flips({0: 1, 1: 0}, seed) for seed in range(6)]
+    assert all(set(mirrored) == {bool(label)} for mirrored, label in together)
+    assert {label for _, label in together} == {0, 1}
+
+
+def test_segments_take_a_frame_of_each(square, reads, read_number):
+    samples = [Sample(square, 0, 0)]
+    item = VideoDataset(samples, CLIP, train=False, clips=2, sampling="segments")[0]
+    assert [shown(view, read_number) for view in item["clips"]] == [[1, 6, 11, 16], [3, 8, 13, 18]]
+    dataset = VideoDataset(samples, CLIP, train=True, clips=3, sampling="segments", scale=(1.0, 1.0), flip=0)
+    seen = [shown(view, read_number) for seed in range(9) for view in dataset[Draw(0, seed)]["clips"]]
+    for segment in range(4):
+        assert {numbers[segment] for numbers in seen} == set(range(5 * segment, 5 * segment + 5))
+    assert len(reads) == 10
+    for frames, short in ((20, False), (21, True)):  # steps are no matter
+        assert VideoDataset(samples, spec(frames=frames), train=False, sampling="segments")[0]["short"] is short
+
+
+@pytest.mark.parametrize(
+    ("part", "fps", "expected"),
+    [
+        (Part(5, 14, "frames"), None, [6, 8, 10, 12]),  # the middle of 5 to 13
+        (Part(0.25, 0.6), None, [5, 7, 9, 11]),
+        (Part(0.25, 0.8), 10, [5, 9, 13, 15]),  # at 10 frames a second 5, 7, ... 15: six of them, with a step of 2
+        (Part(0.5, 9), None, [11, 13, 15, 17]),  # ends with the video
+        (Part(3, 5, "frames"), None, [3, 4, 4, 4]),
+    ],
+)
+def test_a_part_of_a_video_is_a_video(square, read_number, part, fps, expected):
+    samples = [Sample(square, 0, 0, part)]
+    item = VideoDataset(samples, spec(fps=fps), train=False)[0]
+    assert shown(item["clips"][0], read_number) == expected
+    assert item["short"] is (expected[-1] == expected[-2] or fps == 10)
+    dataset = VideoDataset(samples, spec(fps=fps, step=1), train=True, scale=(1.0, 1.0), flip=0)
+    numbers = {number for seed in range(20) for number in shown(dataset[Draw(0, seed)]["clips"][0], read_number)}
+    rate = 20
+    start, end = (part.start, part.end) if part.unit == "frames" else (part.start * rate, part.end * rate)
+    assert numbers <= set(range(int(start), int(min(end, 20))))
+    assert min(numbers) == start
+
+
+def test_a_part_that_the_video_does_not_have_is_unreadable(square):
+    item = VideoDataset([Sample(square, 0, 4, Part(2, 3))], CLIP, train=False)[0]
+    assert item["video"] == 4
+    assert item["error"].startswith(f"{square}: 2 to 3 seconds of the video were asked for")
+
+
+def test_a_varying_rate_is_read_by_its_times(monkeypatch, square, read_number):
+    """Of 20 frames the last ten are shown for twice as long."""
+    times = [0.05 * number if number < 10 else 0.1 * number - 0.5 for number in range(20)]
+
+    class Varying(Video):
+        def __init__(self, path, **options):
+            super().__init__(path)
+            self.info = VideoInfo(**vars(self.info) | {"fps": 20 / 1.5, "variable_rate": True})
+
+        @property
+        def times(self):
+            return times
+
+    monkeypatch.setattr(module, "open_video", lambda path, **options: Varying(path))
+    slow = spec(fps=20, step=1, frames=6)
+    for part, expected in ((Part(0, 0.3), [0, 1, 2, 3, 4, 5]), (Part(0.5, 0.8), [10, 10, 11, 11, 12, 12])):
+        item = VideoDataset([Sample(square, 0, 0, part)], slow, train=False)[0]
+        assert shown(item["clips"][0], read_number) == expected
+
+
+def test_several_labels_become_zeros_and_ones(square, broken):
+    labels = [(), (0, 2), (1,)]
+    samples = [Sample(square, label, i) for i, label in enumerate(labels)] + [Sample(broken, (0,), 3)]
+    dataset = VideoDataset(samples, CLIP, train=True, num_classes=3, flip=1.0, mirrored={0: 1, 1: 0})
+    batch = collate([dataset[Draw(i, 1)] for i in range(4)])
+    assert batch["labels"].tolist() == [[0, 0, 0], [0, 1, 1], [1, 0, 0]]
+    assert batch["labels"].dtype == torch.float32
+    assert collate([dataset[3]])["labels"].shape == (0, 3)
+
+
+def test_a_gray_clip_may_stand_for_an_unreadable_video(square, broken):
+    clip = spec(mean=(0.2, 0.4, 0.6))
+    samples = [Sample(square, 0, 0), Sample(broken, 1, 1)]
+    for options in ({"train": True, "clips": 2}, {"train": False, "clips": 2, "crops": 10}):
+        dataset = VideoDataset(samples, clip, blank=True, augment=Augment("none", erasing=1.0), **options)
+        batch = collate([dataset[Draw(1, 3)], dataset[Draw(0, 4)]])
+        assert batch["clips"].shape == (2, *dataset.shape)
+        assert batch["videos"].tolist() == batch["labels"].tolist() == [1, 0]
+        assert batch["blank"].tolist() == [True, False]
+        assert batch["short"].tolist() == [False, False]
+        assert [video for video, _ in batch["unreadable"]] == [1]
+        assert all((batch["clips"][0, :, channel] == colour).all() for channel, colour in enumerate((51, 102, 153)))
+        assert len(batch["seeds"]) == 2
+
+
+def test_ten_crops_and_whole_pictures(tmp_path, make_video):
+    path = str(make_video(tmp_path / "wide.mp4", frames=20, size=(48, 96)))
+    narrow = str(make_video(tmp_path / "narrow.mp4", frames=20, size=(60, 48)))
+    for crops, shape in ((10, (20, 3, 4, 48, 48)), ("full", (2, 3, 4, 48, 96))):
+        dataset = VideoDataset([Sample(path, 0, 0)], CLIP, train=False, clips=2, crops=crops)
+        assert dataset[0]["clips"].shape == shape
+        if crops == 10:
+            assert dataset.shape == shape
+    dataset = VideoDataset([Sample(path, 0, 0), Sample(narrow, 0, 0)], CLIP, train=False, crops="full")
+    batch = collate([dataset[0], dataset[1]])
+    assert batch == {
+        "error": "whole pictures of different sizes (48 x 96, 60 x 48) cannot share a batch; set eval_batch_size to 1"
+    }
+
+
+def test_a_known_file_is_not_scanned_again_and_a_bad_one_not_opened(square, broken, monkeypatch):
+    opened, open_video = [], module.open_video
+
+    def spy(path, **options):
+        opened.append((path, options["layout"]))
+        return open_video(path, **options)
+
+    monkeypatch.setattr(module, "open_video", spy)
+    with Video(square) as video:
+        layout = video.layout
+    lines = {}
+    for path, known in ((square, {"layout": layout.to_dict()}), (broken, {"error": f"{broken}: found to be bad"})):
+        stamp = stamp_of(path)
+        entry = Entry(path=path, bytes=stamp.bytes, mtime_ns=stamp.mtime_ns, **known)
+        lines[path] = json.dumps(entry.to_dict()).encode()
+    samples = [Sample(square, 0, 0), Sample(broken, 1, 1)]
+    known, unknown = (VideoDataset(samples, CLIP, train=False, index=index) for index in (VideoIndex(lines), None))
+    assert torch.equal(known[0]["clips"], unknown[0]["clips"])
+    assert known[1]["error"] == f"{broken}: found to be bad"
+    assert [path for path, _ in opened] == [square, square]
+    assert (opened[0][1].info, opened[1][1]) == (layout.info, None)
+    with open(broken, "ab") as file:  # it is another file now
+        file.write(b"more")
+    assert known[1]["error"] != f"{broken}: found to be bad"
