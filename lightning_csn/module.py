@@ -107,8 +107,8 @@ class LitCSN(L.LightningModule):
         cutmix: Alpha of CutMix in training, such as 1.0: a box of one clip is set into another. 0 is without; with
             mixup too, each batch has one of them.
         multi_label: Whether a video may have several labels or none. Each class is then judged by itself: sigmoid for
-            softmax, binary cross entropy, and the mean average precision for top-1, top-5 and F1. None is what the head
-            of `pretrained` was trained for, and else one label.
+            softmax, binary cross entropy, and the mean average precision for top-1, top-5 and F1; there is no
+            train_top1. None is what the head of `pretrained` was trained for, and else one label.
         views_per_pass: Views that go through the network at once in validation, test and prediction, for memory.
         average: What is averaged over the views: probabilities or logits.
         checkpointing: Stages (1 to 4) that keep only the input of each block in training and compute the rest again on

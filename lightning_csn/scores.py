@@ -187,9 +187,10 @@ class ScoresWriter(Callback):
 
     While the test runs, each process writes what it has found as parts into the folder `path`.parts, of which the file
     is made at the end. A test that was stopped, by whatever means, and is started again takes them up: VideoDataModule
-    leaves out the videos that are there, and all figures are those of a test in one go. What could not be read is tried
-    again. Scores of another network, of other videos or of another protocol are refused; files of the same names that
-    hold something else by now are not noticed.
+    leaves out the videos that are there, and all figures are those of a test in one go: to the last digit with one video
+    in a batch, see LitCSN, on any number of processes before and after. What could not be read is tried again. Scores
+    of another network, of other videos or of another protocol are refused; files of the same names that hold something
+    else by now are not noticed.
 
     videos_per_part, seconds_per_part: a part is written after so many videos or so long, whichever is first.
     """

@@ -1,5 +1,6 @@
 """The scores of each view: a test is made of them again, to the last digit, and goes on from them."""
 
+import argparse
 import dataclasses
 import json
 import logging
@@ -12,6 +13,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lightning_csn.average import average_options, run_average
+from lightning_csn.cli import main
 from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
@@ -237,6 +240,20 @@ def test_a_file_of_another_version_is_refused(tmp_path, written):
     np.savez(tmp_path / "new.npz", **arrays)
     with pytest.raises(InputError, match="scores of version 9, this lightning-csn reads version 1"):
         read_scores(tmp_path / "new.npz")
+
+
+def test_a_shell_writes_scores_and_averages_them(video_folder, tmp_path, capsys):
+    make_model().save_pretrained(tmp_path / "weights")
+    options = [f"--data.root={video_folder}", f"--model.pretrained={tmp_path / 'weights'}", "--data.num_workers=0"]
+    options += ["--data.test_clips=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    options += ["--trainer.logger=false", f"--trainer.default_root_dir={tmp_path}", f"--scores={tmp_path / 's.npz'}"]
+    assert main(["test", *options]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("test: "))
+    parser = argparse.ArgumentParser()
+    average_options(parser)
+    assert run_average(parser.parse_args([str(tmp_path / "s.npz")])) == 0
+    assert capsys.readouterr().out.splitlines()[0] == line
+    assert "scores" not in make_model().hparams  # nothing that a checkpoint would carry on
 
 
 # Going on
