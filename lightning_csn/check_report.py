@@ -37,8 +37,8 @@ def as_text(report: Report) -> str:
         if there:
             lines += ["", title, *(line for problem in there for line in _problem_lines(report, problem))]
     lines += ["", "Videos", *_indent(_table(_count_rows(report)))]
-    if report.seconds is not None:
-        lines += ["", f"Length: {_lengths_text(report)}", *_indent(_bars(report.lengths))]
+    if report.lengths:
+        lines += ["", f"Length: {_lengths_text(report)}", *_indent(_bars(report))]
     properties = [(name.capitalize(), _most_frequent(counts)) for name, counts in report.properties.items() if counts]
     lines += ["", *_table(properties)] if properties else []
     lines += ["", *_clip_lines(report)]
@@ -97,20 +97,27 @@ def _most_frequent(counts: Mapping[str, int], most: int = 6) -> str:
     return each + (f", and {len(counts) - most} more" if len(counts) > most else "")
 
 
+def _unit(report: Report) -> str:
+    """What the bars of lengths count in."""
+    return "frames" if report.seconds is None else "seconds"
+
+
 def _lengths_text(report: Report) -> str:
-    assert report.seconds is not None
     assert report.frames is not None
-    low, middle, high = (f"{value:.3g}" for value in report.seconds)
     few, usual, many = report.frames
-    return f"{low} to {high} seconds, median {middle}; {few} to {many} frames, median {usual}"
+    frames = f"{few} to {many} frames, median {usual}"
+    if report.seconds is None:
+        return frames
+    low, middle, high = (f"{value:.3g}" for value in report.seconds)
+    return f"{low} to {high} seconds, median {middle}; {frames}"
 
 
-def _bars(bins: Sequence[Bin]) -> list[str]:
-    most = max((bar.count for bar in bins), default=0)
+def _bars(report: Report) -> list[str]:
+    most = max(bar.count for bar in report.lengths)
     rows = []
-    for bar in bins:
+    for bar in report.lengths:
         length = -(-BAR * bar.count // most)  # rounded up: one video can be seen
-        rows.append((bin_text(bar) + " s", str(bar.count), "█" * length))
+        rows.append((f"{bin_text(bar)} {_unit(report)}", str(bar.count), "█" * length))
     return _table(rows, right=(0, 1))
 
 
@@ -338,18 +345,19 @@ def _bar(count: int, most: int, text: str, room: int) -> str:
 
 
 def _length_section(report: Report) -> str:
-    if report.seconds is None:
+    if not report.lengths:
         return ""
     most = max(bar.count for bar in report.lengths)
     bars = "".join(
-        f"<li title='{_text(bin_text(bar))} s'><span class=number>{bar.count}</span><span class=bar "
+        f"<li title='{_text(bin_text(bar))} {_unit(report)}'><span class=number>{bar.count}</span><span class=bar "
         f"data-count={bar.count} style='height:{9 * bar.count / most:.4f}rem'></span><span class=edge>{bar.start:g}"
         f"{'+' if bar.end is None else ''}</span></li>"
         for bar in report.lengths
     )
     return (
         f"<section><h2>How long they are</h2><p>{_text(_lengths_text(report))}.</p><figure><ol class=histogram>{bars}"
-        "</ol><figcaption>Videos by length: each bar begins at so many seconds.</figcaption></figure></section>"
+        f"</ol><figcaption>Videos by length: each bar begins at so many {_unit(report)}.</figcaption></figure>"
+        "</section>"
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,7 +24,7 @@ from lightning_csn.data.check import (
 )
 from lightning_csn.data.index import Entry, VideoIndex, stamp_of
 from lightning_csn.data.samples import Collection, Part, Sample
-from lightning_csn.data.video import VideoInfo
+from lightning_csn.data.video import VideoInfo, VideoLayout
 
 CLIP = ClipSpec(
     frames=8, step=2, fps=25, short_side=48, crop=32, test_crop=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
@@ -128,9 +129,9 @@ def test_a_file_that_ends_or_hangs_its_reader_is_unreadable_and_not_kept(tmp_pat
     monkeypatch.setattr(check, "look", misbehave)
     paths = [str(make_video(tmp_path / f"{name}.mp4", frames=3)) for name in ("a", "crash", "hang", "b", "c")]
     index = tmp_path / "index.jsonl"
-    found = dict(read_files(paths, index=index, workers=2, seconds=1.5))
+    found = dict(read_files(paths, index=index, workers=2, seconds=3))
     assert found[paths[1]].error == f"{paths[1]}: the process that read it died (exit code 3)"
-    assert found[paths[2]].error == f"{paths[2]}: reading it took longer than 1.5 seconds"
+    assert found[paths[2]].error == f"{paths[2]}: reading it took longer than 3 seconds"
     assert [found[path].error for path in (paths[0], *paths[3:])] == [None] * 3
     assert len(VideoIndex.read(index)) == 3
 
@@ -177,6 +178,34 @@ def test_copies_are_files_of_the_same_bytes(tmp_path):
     stamps = {str(path): stamp_of(path) for path in tmp_path.iterdir()} | {str(tmp_path): stamp_of(tmp_path)}
     groups = find_copies(stamps, workers=2)
     assert [[os.path.basename(path) for path in group] for group in groups] == [["a", "c"], ["d", "link"]]
+
+
+def test_videos_in_shards_are_read_and_compared_like_files(tmp_path, make_video):
+    content = make_video(tmp_path / "v.mp4", frames=6).read_bytes()
+    bad = bytes(len(content))
+    (tmp_path / "x.tar").write_bytes(bytes(512) + content + content + bad)
+    size = len(content)
+    paths = [f"{tmp_path / 'x.tar'}?{512 + i * size}+{size}#{i}.mp4" for i in range(3)]
+    found = dict(read_files(paths, index=tmp_path / "index.jsonl", decode=True))
+    assert [found[path].decoded for path in paths] == [6, 6, None]
+    assert found[paths[2]].error == f"{paths[2]}: Invalid data found when processing input"
+    assert find_copies({path: stamp_of(path) for path in paths}) == [sorted(paths[:2])]
+
+
+def test_folders_of_frames_are_read_too(tmp_path):
+    from PIL import Image
+
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i in range(4):
+        Image.new("RGB", (64, 48), (60 * i, 0, 0)).save(folder / f"{i:05}.jpg")
+    (folder / "00002.jpg").write_bytes(b"no picture")
+    (entry,) = dict(read_files([str(folder)], decode=True)).values()
+    assert (entry.info.num_frames, entry.decoded) == (4, 3)
+    assert "00002.jpg" in entry.fault
+    report = report_of({"train": [(str(folder), 0)]}, classes=["run"], **{str(folder): entry})
+    assert (report.seconds, report.frames) == (None, (4, 4, 4))
+    assert sum(bar.count for bar in report.lengths) == 1
 
 
 def test_pictures_are_strips_of_three_frames(files):
@@ -370,6 +399,22 @@ def test_damage_is_told():
 )
 def test_what_the_clip_does_with_a_video(of, fate):
     assert fate_of(of, CLIP) == fate
+
+
+@pytest.mark.parametrize("fps", [None, 10.0, 25.0, 50.0])
+@pytest.mark.parametrize("part", [None, Part(0.5, 1.3), Part(3, 9, "frames")])
+@pytest.mark.parametrize("varies", [False, True])
+def test_a_fate_counts_the_frames_that_training_takes(fps, part, varies):
+    from lightning_csn.data.dataset import frame_numbers  # here, for each process that reads imports this file
+
+    times = [n * 40 + 300 * (n > 5) for n in range(30)]
+    of = info(30, fps=24.0, variable_rate=varies)
+    layout = VideoLayout(info=of, times=times, unit=(1, 1000), starts=[0], skips=False).to_dict()
+    sample = Sample("a", 0, 0, part)
+    clip = ClipSpec.from_dict({"fps": fps}, CLIP)
+    report = examine(Collection({"train": [sample]}, ["run"], "test"), {"a": entry("a", of, layout=layout)}, clip=clip)
+    reader = SimpleNamespace(info=of, times=[time / 1000 for time in times])
+    assert report.rows[0].fate.num_frames == len(frame_numbers(reader, sample, fps))
 
 
 def test_what_the_clip_does_is_told():

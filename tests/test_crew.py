@@ -33,7 +33,7 @@ def answer(task, alive):
     return None
 
 
-def run(tasks, workers=2, seconds=1.0):
+def run(tasks, workers=2, seconds=2.0):
     return dict(run_apart(answer, tasks, workers=workers, seconds=seconds))
 
 
@@ -49,7 +49,7 @@ def test_crashes_and_hangs_have_a_reason_and_the_rest_an_answer():
     assert [found[task] for task in (1, 2, 3, 4)] == [2, 4, 6, 8]
     assert found["exit 7"] == Failure("the process that read it died (exit code 7)")
     assert found["kill"] == Failure("the process that read it died (signal 9)")
-    assert found["sleep"] == Failure("reading it took longer than 1 seconds")
+    assert found["sleep"] == Failure("reading it took longer than 2 seconds")
 
 
 def test_a_task_whose_process_died_is_tried_again(tmp_path):
@@ -58,7 +58,7 @@ def test_a_task_whose_process_died_is_tried_again(tmp_path):
 
 
 def test_a_task_that_goes_on_is_not_cut_off():
-    assert run(["slow 8"], workers=1) == {"slow 8": "slow"}
+    assert run(["slow 12"], workers=1) == {"slow 12": "slow"}
 
 
 def test_who_stops_asking_leaves_no_process_behind():

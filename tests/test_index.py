@@ -111,11 +111,13 @@ def test_bad_files_are_named(tmp_path):
         VideoIndex.read(index)
 
 
-def test_an_index_of_another_version_says_what_to_do(tmp_path):
+@pytest.mark.parametrize("change", [{"version": 0}, {"known": ["num_frames"]}])
+def test_an_index_of_another_version_says_what_to_do(tmp_path, change):
     index = write(tmp_path / "index.jsonl")
-    index.write_text(json.dumps(json.loads(index.read_text()) | {"version": 0}) + "\n")
-    with pytest.raises(InputError, match=r"an index of version 0, this package reads version 1; remove it"):
-        VideoIndex.read(index)
+    index.write_text(json.dumps(json.loads(index.read_text()) | change) + "\n")
+    for use in (VideoIndex.read, IndexWriter):
+        with pytest.raises(InputError, match=r"an index of another version of this package, .* remove it and run"):
+            use(index)
 
 
 def test_stamps_of_folders_of_frames_and_of_members_of_shards(tmp_path, files):

@@ -22,11 +22,13 @@ import av
 import torch
 
 from lightning_csn.clip import ClipSpec
+from lightning_csn.data import shards
 from lightning_csn.data.crew import Alive, Failure, run_apart
 from lightning_csn.data.index import Entry, IndexWriter, Stamp, VideoIndex, absolute, stamp_of
 from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Collection, Part, Sample
 from lightning_csn.data.sampling import part_frames, resample
+from lightning_csn.data.splits import UCF101_GROUP
 from lightning_csn.data.video import OPEN_OPTIONS, Video, VideoError, VideoInfo, VideoLayout
 from lightning_csn.errors import InputError
 
@@ -36,7 +38,6 @@ UNSAFE, WARNING, NOTE = "unsafe", "warning", "note"  # levels of a problem, the 
 LARGEST_IMBALANCE = 5  # the largest class by the smallest; beyond it accuracy says little of the small ones
 SMALLEST_SHARE_PROMISED = 0.9  # of the frames that a header promises; real ones are off by a few (edit lists, HMDB51)
 BINS = 12  # of the histogram of lengths
-_GROUP = re.compile(r"(?P<group>.+_g\d+)_c\d+\.", re.IGNORECASE)
 PICTURE_WIDTH, PICTURE_FRAMES = 128, 3  # pixels of a frame in a picture of the report, and how many it shows
 
 
@@ -105,7 +106,7 @@ def look(task: Look, alive: Alive) -> Entry | Failure | None:
     torch.set_num_threads(1)
     path = task.path
     try:
-        with open_video(path) as video:
+        with _open(path) as video:
             alive()
             layout = video.layout.to_dict() if isinstance(video, Video) else None
             found = {"info": video.info, "layout": layout, "promised": _promised(video)}
@@ -116,6 +117,11 @@ def look(task: Look, alive: Alive) -> Entry | Failure | None:
     except (OSError, MemoryError) as error:
         return Failure(getattr(error, "strerror", None) or "there is not enough memory for it")
     return _entry(path, **found)
+
+
+def _open(path: str) -> Reader:
+    """A video, whose packets are looked at even where a shard says what they are."""
+    return Video(shards.read_member(path), name=path) if shards.is_member(path) else open_video(path)
 
 
 class Decoded(NamedTuple):
@@ -169,14 +175,9 @@ def _read_each(video: Reader, alive: Alive) -> Decoded:
 
 
 def _open_again(video: Video) -> Any:
-    source = _source(video.path)
+    path = video.path
+    source = io.BytesIO(shards.read_member(path)) if shards.is_member(path) else f"file:{path}"
     return av.open(source, **OPEN_OPTIONS)
-
-
-def _source(path: str) -> Any:
-    from lightning_csn.data import shards
-
-    return io.BytesIO(shards.read_member(path)) if shards.is_member(path) else f"file:{path}"
 
 
 def _promised(video: Reader) -> int | None:
@@ -188,14 +189,18 @@ def _promised(video: Reader) -> int | None:
 
 
 def find_copies(stamps: Mapping[str, Stamp], *, workers: int = 1) -> list[list[str]]:
-    """Groups of files with the same content, two or more each, sorted.
+    """Groups of videos with the same content, two or more each, sorted.
 
-    Files of one size are compared by the SHA-256 of all their bytes; empty ones are left out, as are folders and
-    videos in shards. A file and a link to it are copies too.
+    Those of one size are compared by the SHA-256 of all their bytes; empty ones are left out, as are folders of frames
+    and shards at an address. A file and a link to it are copies too.
     """
     by_size: dict[int, list[str]] = {}
     for path, stamp in stamps.items():
-        if stamp.bytes and os.path.isfile(path):
+        if shards.is_member(path):
+            member = shards.parse_member(path)
+            if not shards.is_address(member.shard):
+                by_size.setdefault(member.bytes, []).append(path)
+        elif stamp.bytes and os.path.isfile(path):
             by_size.setdefault(stamp.bytes, []).append(path)
     candidates = [path for paths in by_size.values() if len(paths) > 1 for path in paths]
     by_content: dict[str, list[str]] = {}
@@ -209,10 +214,13 @@ def find_copies(stamps: Mapping[str, Stamp], *, workers: int = 1) -> list[list[s
 def _hash(path: str) -> str | None:
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    except OSError:  # its entry says so
+        if shards.is_member(path):
+            digest.update(shards.read_member(path))
+        else:
+            with open(path, "rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+    except (OSError, VideoError):  # its entry says so
         return None
     return digest.hexdigest()
 
@@ -222,7 +230,7 @@ def take_picture(path: str, alive: Alive) -> bytes | None:
     from PIL import Image
 
     try:
-        with open_video(path) as video:
+        with _open(path) as video:
             alive()
             info = video.info
             numbers = [(2 * i + 1) * info.num_frames // (2 * PICTURE_FRAMES) for i in range(PICTURE_FRAMES)]
@@ -302,7 +310,12 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that was found. counts: split -> class -> (readable, all). Properties of files count each file once."""
+    """All that was found.
+
+    counts: split -> class -> (readable, all). seconds, frames: the least, the median, the most of a sample; seconds is
+    None where no video has a rate. lengths: a histogram of seconds, or else of frames. properties: of files, each
+    counted once.
+    """
 
     root: str
     layout: str
@@ -417,7 +430,8 @@ def examine(
     levels = (UNSAFE, WARNING, NOTE)
     problems.sort(key=lambda problem: levels.index(problem.level))
     infos = [entry.info for entry in _files(rows).values() if entry.info is not None]
-    lengths = [row.seconds for row in rows if row.seconds is not None]
+    seconds = [row.seconds for row in rows if row.seconds is not None]
+    frames = [row.num_frames for row in rows if row.num_frames is not None]
     return Report(
         root=root,
         layout=collection.layout,
@@ -427,9 +441,9 @@ def examine(
         problems=tuple(problems),
         rows=tuple(rows),
         counts=counts,
-        lengths=tuple(histogram(lengths)),
-        seconds=_spread(lengths),
-        frames=_spread([row.num_frames for row in rows if row.num_frames is not None]),
+        lengths=tuple(histogram(seconds or frames)),
+        seconds=_spread(seconds),
+        frames=_spread(frames),
         properties=_properties(infos),
     )
 
@@ -770,9 +784,9 @@ def _groups(rows: Sequence[Row]) -> Iterator[Problem]:
     """Clips of one film, by UCF101's names (v_Archery_g01_c03), in several splits."""
     groups: dict[str, dict[str, str]] = {}
     for row in rows:
-        match = _GROUP.match(os.path.basename(row.path))
+        match = re.search(UCF101_GROUP, row.path.replace(os.sep, "/"))
         if match:
-            groups.setdefault(match["group"], {}).setdefault(_role(row.split), row.path)
+            groups.setdefault(match[1], {}).setdefault(_role(row.split), row.path)
     shared = {
         next(iter(there.values())): f"{group} is in {', '.join(sorted(there, key=_order))}"
         for group, there in groups.items()

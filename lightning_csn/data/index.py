@@ -18,7 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from lightning_csn.data.video import VideoInfo
+from lightning_csn.data.video import VideoInfo, VideoLayout
 from lightning_csn.errors import InputError
 
 FORMAT, VERSION = "lightning_csn index of videos", 1  # the version counts up where older lines mean something else
@@ -167,9 +167,9 @@ class IndexWriter:
                 self._file.close()
                 raise
             self._cut_torn_line()
-        elif not head or _head().startswith(head):  # new, or stopped before its first line was whole
+        elif not head or _head_line().startswith(head):  # new, or stopped before its first line was whole
             self._file.truncate(0)
-            self._write(_head())
+            self._write(_head_line())
         else:
             self._file.close()
             _check_head(path, head)
@@ -213,8 +213,14 @@ class IndexWriter:
             self._file.truncate(keep)
 
 
-def _head() -> bytes:
-    return json.dumps({"format": FORMAT, "version": VERSION}).encode() + b"\n"
+def _head() -> dict[str, Any]:
+    """What the first line says: the format, and what is known of a video by this version of the package."""
+    known = [field.name for kept in (VideoInfo, VideoLayout) for field in dataclasses.fields(kept)]
+    return {"format": FORMAT, "version": VERSION, "known": known}
+
+
+def _head_line() -> bytes:
+    return json.dumps(_head()).encode() + b"\n"
 
 
 def _check_head(path: str | os.PathLike[str], line: bytes) -> None:
@@ -225,8 +231,8 @@ def _check_head(path: str | os.PathLike[str], line: bytes) -> None:
         head = None
     if not isinstance(head, dict) or head.get("format") != FORMAT:
         raise InputError(f"{path}: no index of videos; 'lightning-csn check-data' writes one, to another file")
-    if head.get("version") != VERSION:
+    if head != _head():
         raise InputError(
-            f"{path}: an index of version {head.get('version')}, this package reads version {VERSION}; remove it and "
+            f"{path}: an index of another version of this package, which knew other things of a video; remove it and "
             "run 'lightning-csn check-data' again"
         )
