@@ -128,8 +128,9 @@ def data_options(parser: ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
     parser.epilog = (
         "Times are medians of opening a file, which is in the system's cache, and reading; CPU is processor time,\n"
-        "which other programs disturb less. 'layout known': as in training with --data.index. Ratios are against the\n"
-        "faster of the peers that give the same frames of the same file, which is never packed.\n"
+        "which other programs disturb less. 'layout known': as in training with --data.index. Ratios are medians over\n"
+        "the repeats, in each of which all read the same, against the fastest of the peers that give the same frames;\n"
+        "they read the file itself, not its packed copy.\n"
         "The peers come with pip install 'lightning-csn[benchmark]'.\n\n"
         "examples:\n"
         "  lightning-csn benchmark data\n"
@@ -505,23 +506,31 @@ def row(measured: Measured) -> dict[str, Any]:
 def ratios(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """How many times as fast each way of ours is as the fastest peer that gives the same frames.
 
-    >>> rows = [{"name": "ours", "peer": False, "agrees": True, "ms": 50.0, "cpu_ms": 50.0},
-    ...         {"name": "a", "peer": True, "agrees": True, "ms": 100.0, "cpu_ms": 120.0},
-    ...         {"name": "b", "peer": True, "agrees": True, "ms": 110.0, "cpu_ms": 110.0},
-    ...         {"name": "c", "peer": True, "agrees": False, "ms": 1.0, "cpu_ms": 1.0}]
+    The medians of what is found in each repeat, in which all read the same: what else the machine does comes and goes.
+
+    >>> rows = [{"name": "ours", "peer": False, "agrees": True, "seconds": [5, 9, 1], "cpu_seconds": [5, 5, 5]},
+    ...         {"name": "a", "peer": True, "agrees": True, "seconds": [10, 18, 9], "cpu_seconds": [12, 12, 12]},
+    ...         {"name": "b", "peer": True, "agrees": True, "seconds": [11, 19, 9], "cpu_seconds": [11, 11, 11]},
+    ...         {"name": "c", "peer": True, "agrees": False, "seconds": [1, 1, 1], "cpu_seconds": [1, 1, 1]}]
     >>> ratios(rows)
     {'ours': {'against': 'a', 'speed': 2.0, 'cpu_against': 'b', 'cpu_speed': 2.2}}
     """
     peers = [each for each in rows if each["peer"] and each["agrees"]]
     if not peers:
         return {}
-    best, best_cpu = (min(peers, key=lambda each: each[unit]) for unit in ("ms", "cpu_ms"))
+    best, best_cpu = (
+        min(peers, key=lambda each: statistics.median(each[clock])) for clock in ("seconds", "cpu_seconds")
+    )
+
+    def speed(ours: dict[str, Any], theirs: dict[str, Any], clock: str) -> float:
+        return statistics.median(b / a for a, b in zip(ours[clock], theirs[clock], strict=True))
+
     return {
         each["name"]: {
             "against": best["name"],
-            "speed": best["ms"] / each["ms"],
+            "speed": speed(each, best, "seconds"),
             "cpu_against": best_cpu["name"],
-            "cpu_speed": best_cpu["cpu_ms"] / each["cpu_ms"],
+            "cpu_speed": speed(each, best_cpu, "cpu_seconds"),
         }
         for each in rows
         if not each["peer"] and each["agrees"]

@@ -180,12 +180,30 @@ def test_medians_are_of_each_clock_alone():
     }
 
 
+def timed_row(name, seconds, *, peer=True, agrees=True):
+    median = sorted(seconds)[len(seconds) // 2]
+    values = {"name": name, "peer": peer, "agrees": agrees, "error": None, "difference": 0.0 if agrees else 9.0}
+    return values | {"seconds": seconds, "cpu_seconds": [2 * t for t in seconds], "ms": median, "cpu_ms": median}
+
+
+def test_ratios_are_of_readings_side_by_side_against_the_fastest_that_agrees():
+    rows = [
+        timed_row("ours", [1.0, 5.0, 2.0], peer=False),
+        timed_row("ours, packed", [0.5, 0.5, 0.5], peer=False),
+        timed_row("slow", [9.0, 9.0, 9.0]),
+        timed_row("fast", [1.5, 5.0, 4.0]),
+        timed_row("wrong", [0.1, 0.1, 0.1], agrees=False),
+    ]
+    found = ratios(rows)
+    assert found["ours"] == {"against": "fast", "speed": 1.5, "cpu_against": "fast", "cpu_speed": 1.5}
+    assert found["ours, packed"]["speed"] == 8
+    assert list(found) == ["ours", "ours, packed"]
+
+
 def test_without_a_peer_that_agrees_there_is_no_ratio():
-    ours = {"name": "ours", "peer": False, "agrees": True, "ms": 1.0, "cpu_ms": 1.0}
-    other = {"name": "a", "peer": True, "agrees": False, "error": None, "difference": 9.0, "ms": 5.0, "cpu_ms": 5.0}
-    assert ratios([ours, other]) == {}
-    task = {"ways": [{**ours, "error": None, "difference": 0.0}, other], "ratios": {}}
-    text = "\n".join(benchmark_data.task_text(task))
+    rows = [timed_row("ours", [1.0], peer=False), timed_row("a", [5.0], agrees=False)]
+    assert ratios(rows) == {}
+    text = "\n".join(benchmark_data.task_text({"ways": rows, "ratios": {}}))
     assert "9.00, other frames: not compared" in text
     assert text.endswith("no peer gave the same frames: no ratio")
 
