@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
+import signal
 
 import lightning as L
 import pytest
@@ -142,6 +144,8 @@ class Watcher(L.LightningModule):
     def training_step(self, batch, batch_idx):
         if self.steps == self.stop_at and self.how == "error":
             raise RuntimeError("stopped")
+        if self.steps == self.stop_at and self.how == "terminate":
+            os.kill(os.getpid(), signal.SIGTERM)  # as the scheduler of a cluster does; this batch is still finished
         self.seen += [(self.current_epoch, *row) for row in batch.tolist()]
         self.batch_idx = batch_idx
         self.steps += 1
@@ -206,6 +210,17 @@ def test_the_batch_in_which_training_failed_is_seen_again(tmp_path, uninterrupte
     assert runs.lr_scheduler_configs[0].scheduler.get_last_lr() == [
         0.1 / 4
     ]  # no epoch ended without Lightning's notice
+
+
+@pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=.*")
+def test_training_goes_on_after_sigterm(tmp_path, uninterrupted):
+    stopped, resumed = Watcher(6, "terminate"), Watcher()
+    keep = OnExceptionCheckpoint(tmp_path, "ended")
+    with pytest.raises(SystemExit):
+        fit(stopped, loader(workers=2), callbacks=[keep], enable_checkpointing=True)
+    assert len(stopped.seen) == 14
+    fit(resumed, loader(workers=2), tmp_path / "ended.ckpt")
+    assert stopped.seen + resumed.seen == uninterrupted
 
 
 @pytest.mark.parametrize("options", [{}, {"max_steps": 15, "epochs": -1}])
