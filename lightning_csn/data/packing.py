@@ -26,7 +26,7 @@ import os
 import shutil
 import tarfile
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -174,23 +174,25 @@ def pack(
         return _summary(done)
     try:
         work = _prepare(out, fingerprint)
-        writers = {
-            split: _SplitWriter(out, work, split, samples, collection.classes, root, shard_bytes)
-            for split, samples in collection.samples.items()
-        }
-        tasks = []
-        for split, writer in writers.items():
-            for number, path in enumerate(sources[split]):
-                if number >= len(writer.entries):
-                    tasks.append(Task(split, number, path, str(work / f"{split}-{number:06d}"), encoding))
-        total = sum(map(len, sources.values()))
-        with closing(_outcomes(tasks, workers, seconds, ready=total - len(tasks))) as steps:
+        with ExitStack() as stack:
+            writers = {}
+            for split, samples in collection.samples.items():
+                writers[split] = _SplitWriter(out, work, split, samples, collection.classes, root, shard_bytes)
+                stack.callback(writers[split].abandon)
+            tasks = [
+                Task(split, number, sources[split][number], str(work / f"{split}-{number:06d}"), encoding)
+                for split, writer in writers.items()
+                for number in range(len(writer.entries), len(sources[split]))
+            ]
+            total = sum(map(len, sources.values()))
+            steps = stack.enter_context(closing(_outcomes(tasks, workers, seconds, ready=total - len(tasks))))
             for task, outcome in watch(steps, total):
                 if task is None:
                     continue
                 if outcome.error is not None and on_unreadable == "raise":
                     raise VideoError(outcome.error)
                 writers[task.split].take(task, outcome)
+            splits = {split: writer.finish() for split, writer in writers.items()}
         index = {
             "format": FORMAT,
             "version": VERSION,
@@ -199,7 +201,7 @@ def pack(
             "layout": collection.layout,
             "multi_label": collection.multi_label,
             "classes": collection.classes,
-            "splits": {split: writer.finish() for split, writer in writers.items()},
+            "splits": splits,
         }
         _write(out / INDEX, json.dumps(index, indent=1, ensure_ascii=False).encode())
         shutil.rmtree(work)
@@ -401,6 +403,11 @@ class _SplitWriter:
             "samples": samples,
             "left_out": {entry["source"]: entry["error"] for entry in self.entries if "error" in entry},
         }
+
+    def abandon(self) -> None:
+        """Let go of a shard that is not whole; it is begun anew when the pack goes on."""
+        if self._shard is not None:
+            self._shard.close()
 
     def _append(self, task: Task, outcome: Outcome) -> None:
         entry: dict[str, Any] = {"path": task.path, "source": self._source(task.path)}
