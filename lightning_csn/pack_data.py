@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from lightning_csn.errors import InputError
 
@@ -87,6 +85,7 @@ def run_pack(args: Namespace) -> int:
     """Find, pack, sum up."""
     from pathlib import Path
 
+    from lightning_csn.check_data import progress, usable_processors
     from lightning_csn.cli import note
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.packing import Encoding, pack
@@ -105,6 +104,7 @@ def run_pack(args: Namespace) -> int:
         layout=args.layout,
         fold=args.fold,
     )
+    note(collection.layout)
     start = time.monotonic()
     try:
         packed = pack(
@@ -116,7 +116,7 @@ def run_pack(args: Namespace) -> int:
             workers=args.workers or usable_processors(),
             seconds=args.timeout,
             on_unreadable=args.on_unreadable,
-            watch=bar,
+            watch=lambda steps, total: progress(steps, total, "packing"),
         )
     except KeyboardInterrupt:
         note("stopped; the same command goes on from there")
@@ -155,20 +155,6 @@ def as_text(packed: Packed, out: str) -> str:
         if len(packed.left_out) > LISTED:
             lines.append(f"  and {len(packed.left_out) - LISTED} more: see left_out in {out}/index.json")
     return "\n".join(lines)
-
-
-def bar(steps: Iterator[Any], total: int) -> Iterator[Any]:
-    """The steps, with a bar on stderr where that is a terminal: videos per second, and the time that is left."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return iter(tqdm(steps, total=total, desc="packing", unit="video", file=sys.stderr, disable=None, leave=False))
-
-
-def usable_processors() -> int:
-    """How many processors this process may run on."""
-    from lightning_csn.data import motion
-
-    return motion.usable_processors()
 
 
 def _count(videos: int) -> str:

@@ -1,0 +1,73 @@
+import json
+from argparse import ArgumentParser, ArgumentTypeError
+
+import pytest
+
+from lightning_csn import pack_data
+from lightning_csn.data.reading import open_video
+from lightning_csn.data.shards import read_index, read_packed
+from lightning_csn.errors import InputError
+
+
+def run(*args):
+    parser = ArgumentParser()
+    pack_data.pack_options(parser)
+    return pack_data.run_pack(parser.parse_args([*map(str, args), "--workers", "1"]))
+
+
+def test_a_folder_is_packed_and_summed_up(tmp_path, video_folder, capsys):
+    out = tmp_path / "out"
+    assert run(video_folder, out, "--short-side", 32, "--gop", 8, "--crf", 30, "--shard-size", "10kB") == 0
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines[0].startswith(f"{out}: 9 videos, 0.0 MB where there were 0.0 MB")
+    assert lines[1].startswith("  all: 9 videos in ")
+    assert len(lines) == 2
+    assert "seconds" in said.err
+    packed = read_packed(out)
+    assert packed.classes == ["clapping", "jumping", "waving"]
+    with open_video(packed.samples["all"][0].path) as video:
+        assert (video.info.height, video.info.width) == (32, 42)
+    index = read_index(out)
+    assert index["packed"] == {"how": "h264", "short_side": 32, "gop": 8, "crf": 30.0, "shard_bytes": 10_000}
+    assert index["splits"]["all"]["videos"][0]["source"] == "clapping/clapping_0.mp4"
+
+
+def test_lists_are_packed(tmp_path, video_folder):
+    (tmp_path / "train.txt").write_text("waving/waving_1.mp4 1\nclapping/clapping_0.mp4 0\n")
+    (tmp_path / "val.txt").write_text("waving/waving_2.mp4 1\n")
+    lists = ("--train-list", tmp_path / "train.txt", "--val-list", tmp_path / "val.txt")
+    assert run(video_folder, tmp_path / "out", *lists, "--classes", "clap", "wave", "--copy") == 0
+    packed = read_packed(tmp_path / "out")
+    assert packed.classes == ["clap", "wave"]
+    assert {split: [s.label for s in samples] for split, samples in packed.samples.items()} == {
+        "train": [1, 0],
+        "val": [1],
+    }
+
+
+def test_unreadable_videos_are_listed_and_the_exit_code_says_so(tmp_path, make_video, capsys):
+    root = tmp_path / "videos"
+    make_video(root / "a" / "good.mp4")
+    (root / "a" / "bad.mp4").write_bytes(b"no video")
+    assert run(root, tmp_path / "out") == 2
+    assert capsys.readouterr().out.splitlines()[2:] == [
+        "1 video could not be read and was left out:",
+        f"  {root / 'a' / 'bad.mp4'}: Invalid data found when processing input",
+    ]
+    assert list(json.loads((tmp_path / "out" / "index.json").read_text())["splits"]["all"]["left_out"]) == ["a/bad.mp4"]
+    assert run(root, tmp_path / "out") == 2  # and so it does where nothing is left to do
+    with pytest.raises(InputError, match=r"bad\.mp4: Invalid data"):
+        run(root, tmp_path / "other", "--on-unreadable", "raise")
+
+
+def test_options_of_encoding_are_refused_with_copies(tmp_path, video_folder):
+    with pytest.raises(InputError, match="--copy puts files in as they are; --short-side is for encoding"):
+        run(video_folder, tmp_path / "out", "--copy", "--short-side", 128)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("text", ["", "MB", "12 apples", "-1MB", "0", "1TB"])
+def test_a_size_that_is_none_is_an_error(text):
+    with pytest.raises(ArgumentTypeError, match="a size such as 256MB is needed"):
+        pack_data.size_bytes(text)
