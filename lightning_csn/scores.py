@@ -11,6 +11,7 @@ Shapes: N videos, V views of each, K classes. The views of a video are ordered b
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -187,10 +188,10 @@ class ScoresWriter(Callback):
 
     While the test runs, each process writes what it has found as parts into the folder `path`.parts, of which the file
     is made at the end. A test that was stopped, by whatever means, and is started again takes them up: VideoDataModule
-    leaves out the videos that are there, and all figures are those of a test in one go: to the last digit with one video
-    in a batch, see LitCSN, on any number of processes before and after. What could not be read is tried again. Scores
-    of another network, of other videos or of another protocol are refused; files of the same names that hold something
-    else by now are not noticed.
+    leaves out the videos that are there, and all figures are those of a test in one go, on any number of processes
+    before and after: to the last digit where a batch is one video, see LitCSN. What could not be read is tried again.
+    Scores of another network, of other videos or of another protocol are refused; files of the same names that hold
+    something else by now are not noticed.
 
     videos_per_part, seconds_per_part: a part is written after so many videos or so long, whichever is first.
     """
@@ -326,9 +327,12 @@ class ScoresWriter(Callback):
         arrays = {name: getattr(scores, name).numpy() for name in names}
         paths = [self._paths.get(number, "") for number in scores.videos.tolist()]
         write_arrays(self.path, pack(arrays, scores.unreadable, self._about) | {"paths": np.array(paths, dtype=str)})
-        for part in self.folder.iterdir():
-            part.unlink()
-        self.folder.rmdir()
+        try:
+            for part in self.folder.iterdir():
+                part.unlink()
+            self.folder.rmdir()
+        except OSError as error:  # the file is there; with the parts beside it, it would be made again
+            _log.warning("%s is of no more use and cannot be removed: %s", self.folder, error.strerror)
         count = len(scores.videos)
         _log.info("scores of each view: %s (%d video%s)", self.path, count, "s" * (count != 1))
 
@@ -415,6 +419,8 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
             os.fsync(file.fileno())
         os.replace(beside, path)
     except OSError as error:
+        with contextlib.suppress(OSError):  # where not even the folder is there
+            beside.unlink()
         raise InputError(f"{path}: the scores cannot be written: {error.strerror}") from error
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import errno
 import json
 import logging
 import os
@@ -19,7 +20,7 @@ from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
-from lightning_csn.scores import ScoresWriter, describe_videos, hash_weights, merge, read_scores
+from lightning_csn.scores import ScoresWriter, describe_videos, hash_weights, merge, read_scores, write_arrays
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
@@ -221,6 +222,17 @@ def test_a_file_that_cannot_be_written_is_said(tmp_path, video_folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"the scores cannot be written: Not a directory"):
         run_test(video_folder, ScoresWriter(tmp_path / "file" / "scores.npz"))
+
+
+def test_nothing_is_written_half(tmp_path, monkeypatch):
+    def fill(file, **arrays):
+        file.write(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "savez", fill)
+    with pytest.raises(InputError, match=r"s\.npz: the scores cannot be written: No space left on device"):
+        write_arrays(tmp_path / "s.npz", {"videos": np.zeros(3)})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):
