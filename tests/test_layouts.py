@@ -289,6 +289,13 @@ def test_csv_with_segments_and_with_several_labels(tmp_path):
     assert found(collection, tmp_path, "val") == [("a.mp4", ("jump", "run")), ("a.mp4", ())]
 
 
+def test_a_list_of_everything_does_not_count_beside_those_of_splits(tmp_path):
+    for name in ("train", "val", "annotations"):
+        write(tmp_path / f"{name}.csv", "path,label\na.mp4,run\n")
+    make(tmp_path, "a.mp4")
+    assert list(find_samples(tmp_path).samples) == ["train", "val"]
+
+
 def test_names_with_the_ending_of_another_file_are_found_by_their_stem_and_said(tmp_path, caplog):
     write(tmp_path / "lists/train_data.csv", "fname,label,comment\na.npy,run,None\nb.npy,jump,x\n")
     write(tmp_path / "lists/val_data.csv", "fname,label,comment\nc.npy,run,None\n")

@@ -47,12 +47,29 @@ def test_lists_that_training_reads(tmp_path, capsys):
     assert paths_and_labels(collection) == paths_and_labels(find_samples(root))
 
 
-def test_names_that_lists_must_quote_and_classes_that_are_numbers(tmp_path):
-    names = ["10/#20, a.mp4", '10/"b" c.mp4', "10/d;e.mp4", "2/f 3.mp4", "2/ g.mp4", "2/h|i.mp4"]
+def test_names_that_lists_must_quote(tmp_path):
+    names = [
+        "10/#20, a.mp4",
+        '10/"b" c.mp4',
+        "10/d;e.mp4",
+        "2/f 3.mp4",
+        "2/ g.mp4",
+        "2/h|i.mp4",
+        "#3/1.mp4",
+        "#3/2.mp4",
+    ]
     root = touch(tmp_path / "videos", *names)
     split_data(root, tmp_path / "lists", "--val", 0.4)
     collection = read_back(root, tmp_path / "lists")
-    assert collection.classes == ["10", "2"]  # as the folders are sorted, not three classes 0 to 2 or eleven
+    assert collection.classes == ["#3", "10", "2"]
+    assert paths_and_labels(collection) == paths_and_labels(find_samples(root))
+
+
+def test_classes_that_are_numbers_keep_their_order(tmp_path):
+    root = touch(tmp_path / "videos", *(f"{name}/{i}.mp4" for name in (10, 2) for i in range(4)))
+    split_data(root, tmp_path / "lists")
+    collection = read_back(root, tmp_path / "lists")
+    assert collection.classes == ["10", "2"]  # as folders are sorted, not eleven classes 0 to 10
     assert paths_and_labels(collection) == paths_and_labels(find_samples(root))
 
 

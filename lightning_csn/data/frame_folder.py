@@ -22,7 +22,6 @@ from lightning_csn.data.names import picture_number
 from lightning_csn.data.video import VideoError, VideoInfo
 
 FIRST_CHOICES = ("img", "image", "frame", "rgb", "")  # how the names begin where other kinds lie there too
-_ORIENTATION = 0x0112  # the tag that says how a camera was held
 _MOST_NAMED = 5  # stretches of missing numbers that a message names
 
 
@@ -156,7 +155,7 @@ def _read(path: str, size: tuple[int, int] | None = None) -> np.ndarray:
     """The pixels of a picture, uint8 (H, W, 3), turned as its camera says, scaled to (height, width)."""
     try:
         with Image.open(path) as image:
-            if size is not None and image.getexif().get(_ORIENTATION, 1) == 1:
+            if size is not None:
                 image.draft("RGB", size[::-1])  # a JPEG can be decoded at 1/2, 1/4 or 1/8 of its size
             picture = _in_colours(ImageOps.exif_transpose(image))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

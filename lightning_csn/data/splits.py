@@ -63,7 +63,7 @@ def split_samples(
     wanted = {label: _places(totals[label], groups_of[label], shares, splits) for label in totals}
     places = {label: dict(by_split) for label, by_split in wanted.items()}  # what is still free
 
-    keys = sorted(groups)
+    keys = list(groups)
     random.Random(seed).shuffle(keys)
     # what would fill a split by itself goes first, while there is room; the order of the others is by chance
     limit = {label: max(1, min(wanted[label][split] for split in splits)) for label in totals}
