@@ -206,7 +206,7 @@ def mean_to_score(logits: Tensor, average: str, *, multi_label: bool = False) ->
     """What `mean_of_views` gives, but on the CPU, video by video, and with a double's digits until it is rounded: no
     digit depends on which videos shared a batch, or on whether the logits (B, V, K) came from a network or a file.
     """
-    each = [mean_of_views(video[None], average, multi_label=multi_label) for video in logits.detach().cpu().double()]
+    each = [mean_of_views(video[None].double(), average, multi_label=multi_label) for video in logits.detach().cpu()]
     return torch.cat([*each, torch.empty(0, logits.shape[-1], dtype=torch.float64)]).float()
 
 
