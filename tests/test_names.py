@@ -55,6 +55,8 @@ def test_videos_of_a_folder_are_its_files_and_where_there_are_none_its_folders_o
         (["deep/er/and/er/run/a.avi"], "run/a.npy", "deep/er/and/er/run/a.avi"),
         (["train/run/a.mp4"], "/another/machine/run/a.mp4", "train/run/a.mp4"),
         (["frames/24/0001.jpg"], "24", "frames/24"),
+        (["frames/run/v_1/0001.jpg"], "run/v_1.avi", "frames/run/v_1"),  # its frames were taken out as pictures
+        (["p/q/r/frames/run/v_1/0001.jpg"], "run/v_1.avi", "p/q/r/frames/run/v_1"),
         (["one/a.mp4", "val/a.mp4"], "a.mp4", "val/a.mp4"),  # the split is val
         (["p/q/r/s/walk/a.mp4", "p/q/r/s/run/a.mp4"], "a.mp4", "p/q/r/s/run/a.mp4"),  # the label is run
         (["jump/0001.mp4"], "run/0001.mp4", None),  # another video of the same name

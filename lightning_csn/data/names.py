@@ -193,7 +193,7 @@ class Places:
         near = sorted(self._near, key=lambda folder: SPLIT_NAMES.get(folder.name.lower()) != probe.split)
         for folder in near:
             for ending in ("", *sorted(VIDEO_ENDINGS)):
-                for in_place in (False, True) if ending and os.path.splitext(probe.path)[1] else (False,):
+                for in_place in (False, True) if os.path.splitext(probe.path)[1] else (False,):
                     join = functools.partial(_join, folder, ending, in_place)
                     if os.path.exists(join(probe.path)):
                         yield join
@@ -233,8 +233,9 @@ class Places:
         if not parts:
             raise InputError(f"{wanted.where}: {wanted.path!r} names no video")
         name, above = parts[-1], parts[-2:-1]
+        stem = os.path.splitext(name)[0]
         found: list[str] = []
-        for key in dict.fromkeys((name, f"{name}.*", f"{os.path.splitext(name)[0]}.*")):
+        for key in dict.fromkeys((name, f"{name}.*", f"{stem}.*", stem)):  # the last one for folders of pictures
             found = [path for path in self._tree.get(key, ()) if not above or Path(path).parent.name == above[0]]
             if direct in found or (key == name and os.path.exists(direct)):  # with any ending
                 return Place(direct, True)
