@@ -225,6 +225,7 @@ ORDER = [Coded(n, n in (0, 7), n in (0, 3, 6, 7, 10)) for n in (0, 3, 1, 2, 6, 4
         ([0], (1, 1)),
         ([1], (3, 3)),  # I0 P3 b1
         ([5], (4, 7)),  # I0 P3 P6 b5
+        ([2, 3], (3, 4)),  # P3 comes before b2
         ([3, 5], (4, 7)),
         ([1, 2, 4, 5], (7, 7)),
         ([9], (3, 4)),  # from the second keyframe alone
