@@ -68,10 +68,11 @@ class AloneWithVideos(L.Callback):
     """Scores of which only process 0 has seen anything."""
 
     def on_test_end(self, trainer, module):
-        scores = VideoScores(3)
-        if trainer.global_rank == 0:
-            scores.update(torch.tensor([4]), torch.tensor([2]), torch.tensor([[0.5, 0.25, 0.25]]), [5])
-        results["alone"] = {name: value.item() for name, value in scores.compute().items()}
+        for name, labels in (("alone", torch.tensor([2])), ("alone, several labels", torch.tensor([[1, 0, 1]]))):
+            scores = VideoScores(3, multi_label=labels.ndim == 2)
+            if trainer.global_rank == 0:
+                scores.update(torch.tensor([4]), labels, torch.tensor([[0.5, 0.25, 0.25]]), [5], blank=[4])
+            results[name] = {name: value.item() for name, value in scores.compute().items()}
 
 
 class StatisticsApart(L.Callback):
@@ -227,7 +228,7 @@ def results(folder):
     return read["2-0"], read["2-1"], read["1-0"], said[2]
 
 
-@pytest.mark.parametrize("case", [*CASES, *FILES, "alone"])
+@pytest.mark.parametrize("case", [*CASES, *FILES, "alone", "alone, several labels"])
 def test_two_processes_give_the_numbers_of_one(results, case):
     first, second, single, _ = results
     assert repr(first[case]) == repr(second[case]) == repr(single[case])
