@@ -55,10 +55,10 @@ _WHOLE_LISTS = frozenset(
 )
 _MOST_FOLDERS = 1000  # in a root that are looked into for list files
 _PROBED = 20  # lines of a list whose folders of pictures are counted, to know what its columns mean
-PATH_COLUMNS = ("path", "file", "file_path", "filepath", "file_name", "filename", "fname", "video", "video_path")
-PATH_COLUMNS += ("video_name", "vid_name", "video_id", "vid", "clip", "name", "id", "segment")
-LABEL_COLUMNS = ("label", "labels", "class", "class_name", "classname", "category", "action", "action_label", "target")
-LABEL_COLUMNS += ("label_id", "class_id", "label_idx")
+PATH_COLUMNS: tuple[str, ...] = ("path", "file", "file_path", "filepath", "file_name", "filename", "fname", "video")
+PATH_COLUMNS += ("video_path", "video_name", "vid_name", "video_id", "vid", "clip", "name", "id")
+LABEL_COLUMNS: tuple[str, ...] = ("label", "labels", "class", "class_name", "classname", "category", "action")
+LABEL_COLUMNS += ("action_label", "target", "label_id", "class_id", "label_idx")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 START_COLUMNS = ("start", "start_seconds", "start_sec", "start_time", "time_start", "t_start", "begin")
 END_COLUMNS = ("end", "end_seconds", "end_sec", "end_time", "time_end", "t_end", "stop")
@@ -896,8 +896,8 @@ def _part(path: Path, number: int, start: Any, end: Any, unit: str, entry: str) 
 
 
 def _list_layout(title: str, looks_for: str, layout: str) -> Layout:
-    detect, read = (functools.partial(function, layout=layout) for function in (_detect_lists, _read_lists))
-    return Layout(title, looks_for, detect, read)
+    detect = functools.partial(_detect_lists, layout=layout)
+    return Layout(title, looks_for, detect, functools.partial(_read_lists, layout=layout))
 
 
 LAYOUTS: dict[str, Layout] = {
