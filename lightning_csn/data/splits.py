@@ -70,8 +70,8 @@ def split_samples(
     keys.sort(key=lambda key: -max(count // limit[label] for label, count in counts[key].items()))
     taken: dict[str, list[Sample]] = {split: [] for split in splits}
     for key in keys:
-        need = {  # what a split lacks of the group's classes, as a share of what it should get
-            split: sum(n * places[label][split] / max(1, wanted[label][split]) for label, n in counts[key].items())
+        need = {
+            split: sum(_need(places[label][split], wanted[label][split], n) * n for label, n in counts[key].items())
             for split in splits
         }
         split = max(splits, key=lambda name: need[name])  # train before val before test where they are equal
@@ -140,6 +140,14 @@ def _places(count: int, groups: int, shares: Mapping[str, float], splits: Sequen
         largest = max(others, key=lambda split: others[split])
         others[largest] -= 1
     return {splits[0]: count - sum(others.values()), **others}
+
+
+def _need(free: int, wanted: int, count: int) -> float:
+    """How much a split lacks `count` more of a class, as a share of what it should get; one that has none is first.
+
+    Half of `count` is taken off, so that a group goes where it overshoots by less than it would fall short.
+    """
+    return (free if free == wanted else free - count / 2) / max(1, wanted)
 
 
 def _report(taken: Mapping[str, Sequence[Sample]], groups_of: Mapping[int, int], classes: Sequence[str] | None) -> None:
