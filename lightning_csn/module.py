@@ -346,7 +346,8 @@ class LitCSN(L.LightningModule):
         """Cross entropy of a batch, binary with multi_label; every view is a clip of its own."""
         clips, labels = batch["clips"], batch["labels"]
         self._tell("train", read_unreadable(batch))
-        targets = labels.repeat_interleave(clips.shape[1], dim=0)  # (B*V,) or (B*V, K)
+        # View by view: neighbours, which MixUp and CutMix mix, are of different videos.
+        targets = torch.cat([labels] * clips.shape[1])  # (V*B,) or (V*B, K)
         counted = {}
         if len(labels) == 0:
             loss = self._nothing_to_learn()
@@ -354,10 +355,10 @@ class LitCSN(L.LightningModule):
                 counted["train_top1"] = torch.zeros_like(loss)
         else:
             self._check_labels(labels)
-            inputs = self.normalise(clips.flatten(0, 1))
+            inputs = self.normalise(clips.transpose(0, 1).flatten(0, 1))  # (V*B, C, T, H, W)
             if self._mix is not None:
                 inputs, targets = self._mix(inputs, targets if self.multi_label else one_hot(targets, self.num_classes))
-            logits = self.network(inputs)  # (B*V, K)
+            logits = self.network(inputs)  # (V*B, K)
             loss = self._loss(logits, targets)
             if not self.multi_label:
                 heavier = targets.argmax(-1) if targets.ndim == 2 else targets

@@ -220,6 +220,15 @@ def test_normalised_clips_and_their_labels_are_mixed(make_trainer, smoothing):
     assert trainer.callback_metrics["train_top1"] == heavier
 
 
+def test_a_clip_is_mixed_with_one_of_another_video(make_trainer):
+    model, batch = make_model(mixup=0.2), make_batch([1, 3], views=2)
+    mixed = model._mix = Mixed([[0.0, 1.0, 0.0, 0.0]] * 4)
+    make_trainer(fast_dev_run=True).fit(model, loader(batch))
+    ((clips, targets),) = mixed.got
+    assert targets.argmax(-1).tolist() == [1, 3, 1, 3]  # neighbours, which are mixed, are of different videos
+    torch.testing.assert_close(clips[2], make_model().normalise(batch["clips"][0, 1:])[0])
+
+
 @pytest.mark.parametrize(
     "options", [{"mixup": 0.2}, {"cutmix": 1.0}, {"mixup": 0.2, "cutmix": 1.0, "multi_label": True}]
 )
