@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import random
+import shutil
 import struct
+import subprocess
 import threading
 import weakref
 from fractions import Fraction
@@ -381,6 +383,115 @@ def test_interlaced_frames_are_made_smaller_as_a_whole(tmp_path):
     small = read_frames(path, [0], size=(32, 64)).float()
     assert small[:, 4:-4].std() < 3  # the outermost lines have fewer neighbours
     assert small.mean() == pytest.approx(127, abs=4)
+
+
+def decode_by_program(path: Path, height: int, width: int) -> torch.Tensor:
+    """Every frame as the `ffmpeg` program decodes it, uint8 (T, H, W, C)."""
+    if shutil.which("ffmpeg") is None:
+        pytest.skip("there is no ffmpeg program to compare with")
+    command = ["ffmpeg", "-v", "error", "-threads", "1", "-i", str(path), "-fps_mode", "passthrough"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    pixels = subprocess.run(command, capture_output=True, check=True).stdout
+    return torch.frombuffer(bytearray(pixels), dtype=torch.uint8).view(-1, height, width, 3)
+
+
+BT709, BT2020, FULL_RANGE, PQ = 1, 9, 2, 16  # as in ISO 23091-2; the range as FFmpeg counts
+LOSSLESS = {"preset": "ultrafast", "qp": "0"}
+HDR = {"colorspace": BT2020, "color_primaries": BT2020, "color_trc": PQ}
+PIXELS = {
+    "bt.601": ("a.mp4", "libx264", "yuv420p", LOSSLESS, {}),
+    "bt.709": ("a.mp4", "libx264", "yuv420p", LOSSLESS, {"colorspace": BT709}),
+    "full range": ("a.mp4", "libx264", "yuv420p", LOSSLESS, {"color_range": FULL_RANGE}),
+    "bt.709, full range": ("a.mkv", "libx264", "yuv420p", LOSSLESS, {"colorspace": BT709, "color_range": FULL_RANGE}),
+    "10 bit": ("a.mp4", "libx265", "yuv420p10le", {"x265-params": X265 + ":lossless=1"}, {}),
+    "hdr": ("a.mp4", "libx265", "yuv420p10le", {"x265-params": X265 + ":lossless=1"}, HDR),
+    "10 bit, full range": ("a.mkv", "libx265", "yuv420p10le", {"x265-params": X265}, {"color_range": FULL_RANGE}),
+    "12 bit, 4:4:4": ("a.mkv", "ffv1", "yuv444p12le", {}, {"colorspace": BT709}),
+    "4:2:2": ("a.mp4", "libx264", "yuv422p", LOSSLESS, {}),
+    "4:4:4": ("a.mp4", "libx264", "yuv444p", LOSSLESS, {"colorspace": BT709}),
+    "gray": ("a.mkv", "ffv1", "gray", {}, {}),
+    "gray, 16 bit": ("a.mkv", "ffv1", "gray16le", {}, {}),
+    "alpha": ("a.mov", "png", "rgba", {}, {}),
+    "yuv and alpha": ("a.mkv", "ffv1", "yuva420p", {}, {}),
+    "palette": ("a.gif", "gif", "rgb8", {}, {}),
+    "rgb": ("a.mkv", "ffv1", "bgr0", {}, {}),
+    "interlaced": ("a.mkv", "libx264", "yuv420p", {**LOSSLESS, "x264-params": "tff=1"}, {}),
+    "mpeg2": ("a.mkv", "mpeg2video", "yuv420p", {"qmax": "2"}, {}),
+}
+
+
+def write_gradients(path: Path, codec: str, pixel_format: str, options: dict[str, str], tags: dict[str, int]) -> None:
+    """Three frames of colours that change slowly over the picture and from frame to frame."""
+    y, x = np.mgrid[0:48, 0:64] / 64
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, pixel_format
+        for name, value in tags.items():
+            setattr(stream.codec_context, name, value)
+        for i in range(3):
+            image = (np.stack([x, y, 1 - x], -1) * (200 + 20 * i)).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pixel_format)
+            frame.color_range = tags.get("color_range", frame.color_range)
+            frame.colorspace = tags.get("colorspace", frame.colorspace)
+            output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+
+
+@pytest.mark.parametrize("kind", PIXELS)
+def test_pixels_are_those_of_the_ffmpeg_program(kind, tmp_path):
+    name, codec, pixel_format, options, tags = PIXELS[kind]
+    path = tmp_path / name
+    write_gradients(path, codec, pixel_format, options, tags)
+    frames = read_frames(path, range(3))
+    expected = decode_by_program(path, 48, 64)
+    difference = (frames.int() - expected.int()).abs().float()
+    # A wrong matrix or range is off by more. Where 10 bits become 8, and in half frames, colours lie a quarter of a
+    # pixel elsewhere, see Video._put.
+    assert difference.mean() < (2.2 if kind in ("10 bit", "hdr", "10 bit, full range", "interlaced") else 0.5)
+    assert difference.max() <= 8
+
+
+@pytest.mark.parametrize(
+    ("codec", "pixel_format", "options", "tag"),
+    [
+        ("libx264", "yuv420p", LOSSLESS, {"colorspace": BT709}),
+        ("libx264", "yuv420p", LOSSLESS, {"color_range": FULL_RANGE}),
+        ("libx265", "yuv420p10le", {"x265-params": X265}, {"colorspace": BT2020}),
+        ("libx265", "yuv420p10le", {"x265-params": X265}, {"color_range": FULL_RANGE}),
+    ],
+)
+def test_colours_are_read_by_what_the_file_says_of_them(codec, pixel_format, options, tag, tmp_path):
+    """The same numbers in the file, with and without a word on what they mean."""
+    y, x = np.mgrid[0:48, 0:64] / 64
+    image = (np.stack([x, y, 1 - x], -1) * 200).astype(np.uint8)
+    coded = av.VideoFrame.from_ndarray(image, format="rgb24").reformat(format=pixel_format)
+    read = []
+    for tags in ({}, tag):
+        with av.open(str(tmp_path / "a.mp4"), "w") as output:
+            stream = output.add_stream(codec, rate=25, options=options)
+            stream.height, stream.width, stream.pix_fmt = 48, 64, pixel_format
+            for name, value in tags.items():
+                setattr(stream.codec_context, name, value)
+                setattr(coded, name, value)
+            output.mux(stream.encode(coded))
+            output.mux(stream.encode(None))
+        read.append(read_frames(tmp_path / "a.mp4", [0]).float())
+    assert (read[0] - read[1]).abs().mean() > 2.5
+
+
+@pytest.mark.parametrize("ticks", [-3, 7], ids=["negative times", "times that start late"])
+def test_frames_are_the_same_whatever_their_first_time(ticks, make_video, tmp_path):
+    def shifted(i, packet):
+        packet.pts, packet.dts = packet.pts + ticks * packet.duration, packet.dts + ticks * packet.duration
+        return [packet]
+
+    path = tmp_path / "shifted.mkv"
+    source = make_video(tmp_path / "a.mkv", options={"g": "5", "bf": "0"})
+    remux(source, path, shifted)
+    with Video(path) as video, Video(source) as before:
+        assert video.info == before.info
+        assert torch.equal(video.frames([0, 13, 19]), before.frames([0, 13, 19]))
+        assert torch.equal(video.frames(range(20)), decode_by_program(path, 48, 64))
 
 
 @pytest.mark.parametrize(

@@ -365,7 +365,14 @@ class Video:
         raise _OutOfStepError  # whoever wanted no more has left the loop above
 
     def _put(self, frame: av.VideoFrame, frames: Tensor, places: Sequence[int]) -> None:
-        """Put a decoded frame, as it is shown, into these places of `frames` (T, H, W, C)."""
+        """Put a decoded frame, as it is shown, into these places of `frames` (T, H, W, C).
+
+        Colours become red, green and blue as in the `ffmpeg` program with `-pix_fmt rgb24`: by the matrix (BT.601, 709
+        or 2020) and the range (limited or full) that the file names, BT.601 and limited where it names none. More bits
+        are rounded to 8; the curve of HDR stays as it is, none is brought to that of SDR. One thing differs: where it
+        has to filter (10 bits, other sizes), the program takes colours of 4:2:0 to lie at the left of their two pixels
+        if the file does not say where, and FFmpeg's own function, which is called here, in their middle.
+        """
         turn = self._orientation
         height, width = frames.shape[1:3]
         size = (width, height) if turn.transposed else (height, width)
