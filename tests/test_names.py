@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from lightning_csn.data.names import Place, Places, Wanted, holds_frames, list_videos
+from lightning_csn.data.names import Place, Places, Wanted, files_in, folders_in, holds_frames, list_videos
 from lightning_csn.errors import InputError
 
 
@@ -70,6 +71,24 @@ def test_what_lists_name_is_found(tmp_path, files, name, found):
     else:
         assert place.there is not False
         assert Path(place.path) == tmp_path / found
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over_and_said_once(tmp_path, monkeypatch, caplog):
+    touch(tmp_path, "lost+found/x", "run/a.mp4")
+    for name in ("scandir", "listdir"):
+        real = getattr(os, name)
+
+        def refuse(folder, real=real):
+            if Path(folder).name == "lost+found":
+                raise PermissionError(13, "Permission denied", os.fspath(folder))
+            return real(folder)
+
+        monkeypatch.setattr(os, name, refuse)
+    assert list_videos(tmp_path) == [str(tmp_path / "run/a.mp4")]
+    assert folders_in(tmp_path / "lost+found") == files_in(tmp_path / "lost+found", (".txt",)) == []
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/lost+found: the folder is passed over: Permission denied"
+    ]
 
 
 def test_two_that_may_be_meant_are_an_error(tmp_path):

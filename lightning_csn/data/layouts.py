@@ -37,6 +37,7 @@ from lightning_csn.data.names import (
     Places,
     Videos,
     Wanted,
+    files_in,
     folders_in,
     holds_frames,
     is_video,
@@ -143,12 +144,7 @@ class Source:
     @functools.cached_property
     def texts(self) -> list[Path]:
         """All files in these folders that can be lists, by their endings."""
-        return [
-            path
-            for folder in self.folders
-            for path in (folder / name for name in sorted(os.listdir(folder)) if name.lower().endswith(_LIST_ENDINGS))
-            if not path.name.startswith(".") and path.is_file()
-        ]
+        return [path for folder in self.folders for path in files_in(folder, _LIST_ENDINGS)]
 
     @functools.cached_property
     def files(self) -> dict[str, list[Path]]:

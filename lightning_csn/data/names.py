@@ -5,6 +5,7 @@ videos are that a list names. Nothing here opens a video.
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_csn.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 ENDINGS = "3g2|3gp|asf|avi|divx|f4v|flv|gif|m2ts|m4v|mkv|mov|mp4|mpeg|mpg|mts|mxf|ogv|rm|rmvb|ts|vob|webm|wmv"
 VIDEO_ENDINGS = frozenset(f".{ending}" for ending in ENDINGS.split("|"))
@@ -97,7 +100,7 @@ def walk(folder: str | os.PathLike[str]) -> Videos:
     Folders inside that are links are not followed, so that a circle of links ends.
     """
     videos = Videos([], [])
-    for place, folders, files in os.walk(folder):
+    for place, folders, files in os.walk(folder, onerror=_report_locked):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         videos.files.extend(os.path.join(place, name) for name in files if is_video(name))
         if place != os.fspath(folder) and _are_frames(files, folders):
@@ -125,8 +128,33 @@ def list_videos(source: str | os.PathLike[str]) -> list[str]:
 
 def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
-    with os.scandir(folder) as entries:  # says what is a folder without asking for each of a million files
-        return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    try:
+        with os.scandir(folder) as entries:  # says what is a folder without asking for each of a million files
+            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except PermissionError as error:
+        _report_locked(error)
+        return []
+
+
+def files_in(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> list[Path]:
+    """The files in a folder whose names end so, sorted, without hidden ones."""
+    try:
+        names = sorted(os.listdir(folder))
+    except PermissionError as error:
+        _report_locked(error)
+        return []
+    paths = [Path(folder) / name for name in names if name.lower().endswith(endings) and not name.startswith(".")]
+    return [path for path in paths if path.is_file()]
+
+
+def _report_locked(error: OSError) -> None:
+    """Say that a folder is passed over, such as lost+found, which every disk has and few may read."""
+    _warn_once(f"{error.filename}: the folder is passed over: {error.strerror}")
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    _log.warning(message)
 
 
 class Place(NamedTuple):
