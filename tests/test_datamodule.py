@@ -27,6 +27,7 @@ from lightning_csn.data.order import EachVideoOnce, TrainOrder
 from lightning_csn.data.reading import open_video
 from lightning_csn.datamodule import VideoDataModule, count_text
 from lightning_csn.errors import InputError
+from lightning_csn.module import LitCSN
 
 CLIP = ClipSpec(
     frames=2, step=2, fps=None, short_side=16, crop=16, test_crop=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
@@ -411,15 +412,15 @@ def test_what_is_random_in_training_hangs_on_seed_epoch_and_video_alone(split_fo
 
 
 class Stop(Callback):
-    """Saves after so many steps and ends the run."""
+    """Saves after so many steps and ends the run, or not."""
 
-    def __init__(self, step, path):
-        self.step, self.path = step, path
+    def __init__(self, step, path, *, end=True):
+        self.step, self.path, self.end = step, path, end
 
     def on_train_batch_end(self, trainer, *_):
         if trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
-            trainer.should_stop = True
+            trainer.should_stop = self.end
 
 
 @pytest.mark.parametrize("early", [False, True])
@@ -439,6 +440,21 @@ def test_training_goes_on_in_the_middle_of_an_epoch(split_folder, tmp_path, monk
     if step < 6:
         assert len(resumed.videos("val")) == 6 * (3 - step // 3)  # after every epoch that was not over
     trainer().test(Recorder(), data(split_folder), ckpt_path=path, weights_only=True, verbose=False)
+
+
+def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(split_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PL_GLOBAL_SEED", "0")  # to be restored after seed_everything
+    networks = []
+    for path in (None, tmp_path / "middle.ckpt"):
+        L.seed_everything(len(networks), verbose=False)
+        model = LitCSN(architecture="ircsn_tiny", clip=CLIP, num_classes=3, network={"dropout": 0.0})
+        module = data(split_folder, augment="randaugment", train_clips=2)
+        save = Stop(2, tmp_path / "middle.ckpt", end=False)
+        runs = trainer(max_epochs=2, callbacks=[save] if path is None else [])
+        runs.fit(model, module, ckpt_path=path, weights_only=path and True)
+        assert runs.global_step == 6
+        networks.append(model.state_dict())
+    assert all(torch.equal(tensor, networks[1][name]) for name, tensor in networks[0].items())
 
 
 def test_several_labels_of_a_video(split_folder, monkeypatch):
