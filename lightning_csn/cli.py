@@ -25,6 +25,8 @@ from lightning_csn.average import average_options, run_average
 from lightning_csn.benchmark import benchmark_options, run_benchmark
 from lightning_csn.check_data import check_data_options, run_check_data
 from lightning_csn.errors import InputError
+from lightning_csn.pack_data import pack_options, run_pack
+from lightning_csn.split_data import run_split_data, split_data_options
 
 if TYPE_CHECKING:
     from lightning_csn.models.checkpoints import Checkpoint
@@ -430,6 +432,10 @@ COMMANDS = {
     "check-data": Command(
         "read every video of a data set: what is there, and what would go wrong", check_data_options, run_check_data
     ),
+    "split-data": Command(
+        "divide a data set into train, val and test, without leaks", split_data_options, run_split_data
+    ),
+    "pack": Command("make a data set small and quick to read, in shards for any storage", pack_options, run_pack),
     "average": Command("the figures of a test again, with another mean of its views", average_options, run_average),
     "make-motion": Command("make a small labelled video set to try things on", make_motion_options, run_make_motion),
     "benchmark": Command("how fast a network runs here, and how near the floor", benchmark_options, run_benchmark),

@@ -33,6 +33,8 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "benchmark",
         "benchmark_data",
         "check_data",
+        "split_data",
+        "pack_data",
         "average",
     },
 }
