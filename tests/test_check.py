@@ -2,6 +2,7 @@
 
 import os
 import time
+from random import Random
 from types import SimpleNamespace
 
 import pytest
@@ -151,6 +152,22 @@ def test_decoding_finds_damage_that_the_packets_do_not_show(tmp_path, make_video
     assert entry.info.num_frames == 60
     assert entry.decoded < 60 or entry.damaged
     assert entry.fault == "Invalid data found when processing input"
+
+
+def test_decoding_finds_frames_that_the_decoder_made_up_in_part(tmp_path, make_video):
+    content = make_video(tmp_path / "v.mp4", frames=60, size=(96, 128)).read_bytes()
+    first, last = content.index(b"mdat") + 1000, content.index(b"moov") - 10  # in the pictures, behind the first
+    found = []
+    for seed in range(4):
+        random = Random(seed)
+        flipped = bytearray(content)
+        for _ in range(5):
+            flipped[random.randrange(first, last)] ^= 1 << random.randrange(8)
+        path = tmp_path / f"{seed}.mp4"
+        path.write_bytes(flipped)
+        found.append(look(Look(str(path), decode=True), silent))
+    assert all(entry.damaged or entry.decoded < 60 for entry in found)
+    assert any(entry.damaged for entry in found)
 
 
 @pytest.mark.parametrize(("name", "options"), [("v.avi", {}), ("v.mp4", {"movflags": "faststart"})])

@@ -19,6 +19,10 @@ def answer(task, alive):
         os._exit(int(rest))
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if kind == "interrupt":
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        return "still here"
     if kind == "once":  # the first time only
         if not os.path.exists(rest):
             open(rest, "w").close()
@@ -58,7 +62,11 @@ def test_a_task_whose_process_died_is_tried_again(tmp_path):
 
 
 def test_a_task_that_goes_on_is_not_cut_off():
-    assert run(["slow 12"], workers=1) == {"slow 12": "slow"}
+    assert run([1, "slow 12"], workers=1) == {1: 2, "slow 12": "slow"}
+
+
+def test_an_interruption_is_not_for_the_processes_but_for_who_waits_for_them():
+    assert run(["interrupt"], workers=1) == {"interrupt": "still here"}
 
 
 def test_who_stops_asking_leaves_no_process_behind():
