@@ -135,6 +135,8 @@ def _from_lists(
         tables[split] = fitting[0], row.read(alone, row.detect(alone))[split]
     read = {}
     for split, (name, table) in tables.items():
+        if not table.rows:
+            raise InputError(f"{table.source}: no {table.entry} names a video")
         start = root if root is not None else table.source.parent
         places = _place(table, split, Places(start, search=root is not None), None)
         read[split] = _Read(name, table, places)
@@ -157,10 +159,13 @@ def _from_root(root: Path, classes: list[str] | None, layout: str | None, fold: 
         read = {
             split: _Read(name, table, _place(table, split, source.places, table.source.parent))
             for split, table in tables.items()
+            if table.rows
         }
         if any(split.any_there for split in read.values()):
             if name == "folders":
                 _report_left_out(root, files)
+            else:
+                _report_passed_over(source, read)
             for message in nearly:
                 _log.warning("%s; %s is taken instead", message, LAYOUTS[name].title)
             return _collect(root, read, classes, fold)
@@ -277,7 +282,9 @@ class _Numbers:
             return number
         what = "folder" if table.entry == "folder" else "label"
         which = f"the {len(self.names)} classes" + (f" of {self._file}" if self._file is not None else "")
-        nearest = f", 0 to {len(self.names) - 1}" if self.are_numbers else _nearest(label, self.names)
+        nearest = _nearest(label, self.names) if not self.are_numbers else ""
+        if self.are_numbers and self.names:
+            nearest = f", 0 to {len(self.names) - 1}"
         raise InputError(f"{table.where(row)}: the {what} {label!r} is none of {which}{nearest}")
 
 
@@ -351,6 +358,16 @@ def _relative(path: Path, root: Path | None) -> str:
     if root is not None and path.is_relative_to(root) and path != root:
         return path.relative_to(root).as_posix()
     return path.name
+
+
+def _report_passed_over(source: Source, read: Mapping[str, _Read]) -> None:
+    """Say which list files of splits that got no videos are in another layout than that of the others."""
+    used = {one.table.source for one in read.values()} | {one.table.classes_file for one in read.values()}
+    rows = {row.split for one in read.values() for row in one.table.rows}
+    for split, paths in source.files.items():
+        others = [str(path) for path in paths if path not in used]
+        if split != "all" and split not in read and split not in rows and others:
+            _log.warning("%s: passed over, for the other lists are in another layout", ", ".join(others))
 
 
 def _report_left_out(root: Path, folders: Mapping[str, Path]) -> None:

@@ -603,7 +603,7 @@ def _segment_columns(lines: Sequence[Line]) -> str:
 
 
 def _lines(source: Source, path: Path) -> list[Line]:
-    """The lines of a list; none where a file that nobody named is no list, or names nothing that is there."""
+    """The lines of a list; none where a file that nobody named has no labels, or names nothing that is there."""
     if path not in source.lines:
         source.lines[path] = _parse(source, path)
     return source.lines[path]
@@ -621,7 +621,8 @@ def _parse(source: Source, path: Path) -> list[Line]:
         places = source.places.find(wanted, first=path.parent)
     except InputError:
         return []
-    return lines if any(place.there is not False for place in places) else []
+    labelled = any(line.columns for line in lines)
+    return lines if labelled and any(place.there is not False for place in places) else []
 
 
 def _pictures(source: Source, path: Path, line: Line) -> list[int]:
