@@ -1,16 +1,17 @@
 """Writing packed data sets: videos encoded anew to be decoded fast, or copied, into the shards that shards.py reads.
 
 A packed video has the frames of its original, number for number, as `Video` shows them: turned, in square pixels, with
-the same times. It is h264 of a smaller short side, without sound, and made for training, which reads a few frames here
-and there. The choice was made by random clips of 32 frames, every second one, from four videos of 340x256 or so at one
-PSNR each, read as `Video` does, which leaves out frames that nobody needs:
+the same times; their colours lose one level of 255, for FFmpeg rounds down where it makes RGB. It is h264 of a smaller
+short side, without sound, and made for training, which reads a few frames here and there. The choice was made by random
+clips of 32 frames, every second one, from five videos of 340x256 or so, each at one PSNR, read as `Video` does, which
+leaves out frames that nobody needs:
 
 * x264's defaults take 1.8 to 3.7 times as long as what is chosen here, and 0.6 to 0.7 times the bytes;
-* tune fastdecode (no CABAC, no deblocking filter, no weighted prediction) takes a third off the time and adds a tenth
-  to a quarter of the bytes;
+* tune fastdecode (no CABAC, no deblocking filter, no weighted prediction) takes off a third of the time or more and
+  adds a tenth to a quarter of the bytes;
 * B-frames that no other frame refers to (no pyramid), which need not be decoded, take off another tenth;
 * keyframes every 8 or 16 frames, not 32, are no faster and add 10 to 80% of the bytes; 48 saves 2 to 8%;
-* keyframes alone, also as MJPEG, are slower and 3 to 10 times larger; MPEG-4 part 2 takes 0.7 times as long and two to
+* keyframes alone, also as MJPEG, are slower and 5 to 10 times larger; MPEG-4 part 2 takes 0.7 times as long and two to
   three times the bytes, all of which are read from a disk or through a network.
 
 A pack that was stopped goes on: what is done lies in OUT/.packing until the index is written.
@@ -315,7 +316,9 @@ def _packets_of(
     block = max(1, BLOCK_BYTES // (size[0] * size[1] * 3))
     for first in range(0, video.info.num_frames, block):
         numbers = range(first, min(first + block, video.info.num_frames))
-        for number, pixels in zip(numbers, video.frames(numbers, size=size), strict=True):
+        frames = video.frames(numbers, size=size)  # (T, H, W, C)
+        alive()
+        for number, pixels in zip(numbers, frames, strict=True):
             frame: Any = av.VideoFrame.from_ndarray(pixels.numpy(), format="rgb24")
             frame = reformatter.reformat(frame, format="yuv420p")
             frame.pts, frame.time_base = times[number], unit
