@@ -12,6 +12,7 @@ import random
 import shutil
 import struct
 import subprocess
+import sys
 import threading
 import weakref
 from fractions import Fraction
@@ -858,6 +859,94 @@ def test_a_file_that_cannot_be_read_is_let_go(content, tmp_path):
         with pytest.raises(VideoError):
             probe(path)
     assert len(list(descriptors.iterdir())) == before
+
+
+CONTAINERS = {
+    "mp4": {"options": {"g": "5", "bf": "2", "preset": "medium"}},
+    "mov": {"codec": "png", "pix_fmt": "rgb24"},
+    "mkv": {"codec": "libx265"},
+    "webm": {"codec": "libvpx-vp9", "options": {"cpu-used": "8"}},
+    "avi": {"codec": "mpeg4", "options": {"bf": "1"}},
+    "gif": {"codec": "gif", "pix_fmt": "rgb8"},
+    "ts": {"codec": "mpeg2video", "options": GOP_OF_5},
+    "3gp": {"codec": "h263", "size": (96, 128), "rate": Fraction(30000, 1001)},
+    "flv": {"codec": "flv"},
+    "wmv": {"codec": "wmv2", "container": "asf"},
+}
+READ_THEM = """
+import faulthandler, sys, time
+from lightning_csn.data.video import Video, VideoError
+faulthandler.enable()
+for path in sys.argv[1:]:
+    start = time.process_time()
+    try:
+        with Video(path) as video:
+            last = video.info.num_frames - 1
+            answer = f"{len(video.frames([last // 2, 0, last], size=(24, 32)))} frames"
+    except VideoError as error:
+        answer = str(error).partition(path)[2] and "an error with the path"
+    print(answer, time.process_time() - start < 10, sep=", fast: ", flush=True)
+"""
+
+
+def damaged(content: bytes, draw: random.Random) -> bytes:
+    """With one byte of a hundred changed."""
+    changed = bytearray(content)
+    for place in draw.sample(range(len(content)), max(1, len(content) // 100)):
+        changed[place] = draw.randrange(256)
+    return bytes(changed)
+
+
+def test_damage_to_a_file_of_any_container_ends_in_frames_or_an_error(make_video, tmp_path):
+    """Never in a crash of the interpreter, which is why another one reads them, nor in a long wait."""
+    paths = []
+    for container, options in CONTAINERS.items():
+        whole = make_video(tmp_path / f"whole.{container}", **{"frames": 12, **options})
+        content, draw = whole.read_bytes(), random.Random(container)
+        kinds = {"half": content[: len(content) // 2], "empty": b""}
+        kinds |= {f"damaged_{i}": damaged(content, draw) for i in range(4)}
+        for kind, changed in kinds.items():
+            (tmp_path / f"{kind}.{container}").write_bytes(changed)
+        paths += [whole, *(tmp_path / f"{kind}.{container}" for kind in kinds)]
+    reading = subprocess.run([sys.executable, "-c", READ_THEM, *map(str, paths)], capture_output=True, text=True)
+    assert reading.returncode == 0, reading.stderr
+    answers = dict(zip(paths, reading.stdout.splitlines(), strict=True))
+    assert set(answers.values()) <= {"3 frames, fast: True", "an error with the path, fast: True"}
+    assert all(answer.startswith("3 frames") for path, answer in answers.items() if path.stem == "whole")
+    assert all(answer.startswith("an error") for path, answer in answers.items() if path.stem == "empty")
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_each_container_is_read_frame_by_frame(container, make_video, read_number, tmp_path):
+    path = make_video(tmp_path / f"a.{container}", **{"frames": 12, **CONTAINERS[container]})
+    with Video(path) as video:
+        assert [read_number(video.frames([n])[0]) for n in (11, 3, 7)] == [11, 3, 7]
+
+
+def test_memory_and_open_files_do_not_grow_with_what_was_read(make_video, tmp_path):
+    status, descriptors = Path("/proc/self/statm"), Path("/proc/self/fd")
+    if not status.exists():
+        pytest.skip("memory is measured on Linux only")
+    paths = [
+        make_video(tmp_path / "a.mp4", options={"g": "5", "bf": "2"}),
+        make_video(tmp_path / "a.avi", codec="mpeg4"),
+    ]
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(paths[0].read_bytes()[:900])
+
+    def read_all(times: int) -> tuple[int, int]:
+        for i in range(times):
+            for source in (paths[0], paths[0].read_bytes(), paths[1]):
+                with Video(source) as video:
+                    video.frames([i % 20, 3], size=(24, 32))
+            with pytest.raises(VideoError):
+                Video(broken)
+        return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE"), len(list(descriptors.iterdir()))
+
+    bytes_before, open_before = read_all(30)
+    bytes_after, open_after = read_all(150)
+    assert open_after == open_before
+    assert bytes_after - bytes_before < 8 << 20  # a leaked decoder is 100 kB and more
 
 
 def test_an_orientation_may_be_rounded():
