@@ -64,7 +64,8 @@ def _problem_lines(report: Report, problem: Problem) -> Iterator[str]:
 
 def _names_some(report: Report, problem: Problem) -> bool:
     """Whether its files are worth a list: what is noted of every video is said in a sentence."""
-    return problem.level != NOTE or len(problem.files) < len({row.path for row in report.rows})
+    readable = {row.path for row in report.rows if row.error is None}
+    return problem.level != NOTE or len(problem.files) < len(readable)
 
 
 def _count_rows(report: Report) -> list[tuple[str, ...]]:
@@ -520,7 +521,8 @@ input, select, button { font: inherit; color: inherit; background: var(--panel);
 thead button { border: 0; background: none; padding: 0; color: var(--muted); cursor: pointer; }
 thead [aria-sort=ascending] button::after { content: " ↑"; }
 thead [aria-sort=descending] button::after { content: " ↓"; }
-.files td:first-child { width: 5.5rem; } .files td:nth-child(2) { width: 8rem; }
+.files { table-layout: fixed; }
+.files th:first-child { width: 5.5rem; } .files th:nth-child(2) { width: 8rem; } .files th:nth-child(3) { width: 42%; }
 .files img { display: block; margin: .3rem 0; }
 img { max-width: 100%; height: auto; border-radius: .2rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }

@@ -342,6 +342,11 @@ def test_the_same_film_in_several_places(given, copies, kind, level, files):
     assert report.safe == (level != UNSAFE)
 
 
+def test_files_that_cannot_be_read_are_no_copies_of_each_other():
+    page = {path: entry(path, error=f"{path}: Invalid data") for path in ("a", "c")}
+    assert set(kinds(report_of(GOOD, [["a", "c"]], limit=1.0, **page))) == {"unreadable", "empty class"}
+
+
 def test_parts_of_a_film_in_one_split_are_as_they_should_be():
     given = {**GOOD, "train": [("e", 0, Part(0, 1)), ("e", 1, Part(1, 2)), ("b", 1)]}
     report = report_of(given)

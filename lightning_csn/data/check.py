@@ -416,13 +416,14 @@ def examine(
         for split, samples in collection.samples.items()
         for sample in samples
     ]
+    readable = [row for row in rows if row.error is None]  # pages of errors in place of videos are all the same
     counts = {split: _counts([row for row in rows if row.split == split], classes) for split in collection.samples}
     problems = [
         *_unusable(rows, limit),
-        *_leaks(rows, copies),
+        *_leaks(readable, copies),
         *_empty_classes(counts),
         *_damage(rows),
-        *_groups(rows),
+        *_groups(readable),
         *_splits(collection, counts),
         *_clip_problems(rows, clip),
         *_oddities(rows),
