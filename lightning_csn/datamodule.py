@@ -168,6 +168,12 @@ class VideoDataModule(L.LightningDataModule):
         check_number("unreadable_limit", unreadable_limit, 0, 1)
         if read_timeout is not None:
             check_number("read_timeout", read_timeout, 0)
+            if read_timeout == 0:
+                raise InputError("read_timeout must be a number of seconds above 0, or null for no limit; got 0")
+        if flip_classes and 10 in (val_crops, test_crops):
+            raise InputError(
+                "ten crops hold mirror images, which show other classes here (flip_classes); 3 or full do not"
+            )
 
         self._root = None if root is None else os.fspath(root)
         given = {"train": train_list, "val": val_list, "test": test_list}

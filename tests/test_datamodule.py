@@ -241,6 +241,8 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"on_unreadable": {"val": "ignore"}}, "on_unreadable must be one of skip, blank, raise, got 'ignore'"),
         ({"unreadable_limit": 2}, "unreadable_limit must be a number from 0 to 1, got 2"),
         ({"read_timeout": -1}, "read_timeout must be a number of 0 or more"),
+        ({"read_timeout": 0}, "read_timeout must be a number of seconds above 0, or null"),
+        ({"test_crops": 10, "flip_classes": [["clapping", "waving"]]}, "ten crops hold mirror images"),
         ({"sampling": "dense"}, "sampling must be one of clip, segments, got 'dense'"),
         ({"train_clips": 0}, "train_clips must be a whole number of 1 or more"),
         ({"reader": "decord"}, "reader must be one of av, torchcodec"),
