@@ -1,4 +1,4 @@
-"""README.md: its commands run, its table is the one of checkpoints.json, and the files that it names are there."""
+"""README.md and DATA.md: their commands run, their table and the files that they name are what there is."""
 
 import json
 import os
@@ -17,24 +17,41 @@ from lightning_csn.models.network import create_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-BLOCKS = re.findall(r"^```(bash|python)( internet| gpu)?\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-ONLINE = [line for language, elsewhere, text in BLOCKS if elsewhere for line in text.splitlines()]
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "DATA.md")}
+BLOCKS = {
+    name: re.findall(r"^```(bash|python)( internet| gpu)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for name, text in PAGES.items()
+}
+ONLINE = [
+    line for blocks in BLOCKS.values() for _, elsewhere, text in blocks if elsewhere for line in text.splitlines()
+]
 
 
-def test_every_block_runs_where_the_reader_would_type_it(tmp_path):
+def run_blocks(name, tmp_path):
+    """Run the blocks of a page one after another, where its reader would type them."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     environment = os.environ | {
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "HF_HUB_OFFLINE": "1",
     }
-    for language, elsewhere, text in BLOCKS:
+    for language, elsewhere, text in BLOCKS[name]:
         if elsewhere:
             continue
         command = ["bash", "-euc", text] if language == "bash" else [sys.executable, "-c", text]
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{text}\n{done.stdout}\n{done.stderr}"
+
+
+def test_every_block_of_readme_runs(tmp_path):
+    run_blocks("README.md", tmp_path)
     assert len((tmp_path / "answers.csv").read_text().splitlines()) == 1 + 16
     assert json.loads((tmp_path / "my_network" / "config.json").read_text())["architecture"] == "ircsn_tiny"
+
+
+def test_every_block_of_the_page_on_data_runs(tmp_path):
+    run_blocks("DATA.md", tmp_path)
+    assert (tmp_path / "packed" / "index.json").is_file()
+    assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("line", ONLINE)
@@ -96,5 +113,5 @@ def test_the_files_that_it_names_are_there():
     assert not [str(path) for path in named if not (ROOT / path).exists()]
     files = {path.relative_to(ROOT) for path in (ROOT / "lightning_csn").glob("[!_]*.py")}
     assert files <= named, "the tree does not name every file"
-    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", README):
+    for link in re.findall(r"\]\(((?!http)[^)#]+)\)", "".join(PAGES.values())):
         assert (ROOT / link).exists(), link
