@@ -192,6 +192,7 @@ def test_shards_are_tar_files_of_no_more_than_their_size_in_the_order_of_the_sam
         with tarfile.open(path) as tar:
             members = tar.getmembers()
         assert sum(member.size for member in members) <= 10_000
+        assert {(member.mtime, member.uid, member.uname) for member in members} == {(0, 0, "")}
         names += [member.name for member in members]
     assert names == [f"{n:06d}.{ending}" for n in range(9) for ending in ("mp4", "json")]
     assert packed.videos == sum(packed.shards["all"]) == 9
