@@ -528,7 +528,8 @@ img { max-width: 100%; height: auto; border-radius: .2rem; }
 .pictures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18rem), 1fr)); gap: 1rem; }
 footer { margin-top: 3rem; padding-bottom: 2rem; }
 @media (max-width: 40rem) {
-  .scroll .measure { flex-wrap: wrap; gap: 0; } .scroll .track { flex-basis: 100%; } .scroll .number { text-align: left; }
+  .scroll .measure { flex-wrap: wrap; gap: 0; } .scroll .track { flex-basis: 100%; }
+  .scroll .number { text-align: left; }
   .files, .files tbody, .files tr, .files td { display: block; width: auto !important; }
   .files thead { display: none; }
   .files tr { border-top: 1px solid var(--line); padding: .5rem 0; }
