@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lightning_csn.data.packets import Index, Packet, index_packets, plan_runs, temporal_layer, unpack, varies
+from lightning_csn.data.packets import Index, Packet, compact, index_packets, plan_runs, temporal_layer, unpack, varies
 
 
 def key(time: int | None, **flags: bool) -> Packet:
@@ -88,6 +88,10 @@ def test_packed_pictures_come_out_one_a_packet(pictures, frames):
 )
 def test_a_rate_varies_where_rounding_does_not_explain_it(times, varying):
     assert varies(times) is varying
+
+
+def test_times_of_a_broken_header_take_no_memory():
+    assert compact([0, 1, 1 << 60]) == [0, 1, 1 << 60]
 
 
 PICTURE_OF_LAYER_1 = bytes([0x02, 0x02, 0xFF])

@@ -556,6 +556,32 @@ def test_a_file_cut_short_gives_the_frames_that_are_there(make_video, read_numbe
         assert [read_number(frame) for frame in video.frames(numbers)] == numbers
 
 
+def test_a_stream_that_begins_in_mid_file_does_not_end_reading(make_video, read_number, tmp_path, monkeypatch):
+    """PyAV raises IndexError for its packets, as in a damaged transport stream."""
+    path = make_video(tmp_path / "a.ts")
+    with Video(path) as video:
+        container, demux = video._container, video._container.demux
+
+        class Surprising:
+            raised = False
+
+            def __getattr__(self, name):
+                return getattr(container, name)
+
+            def demux(self, stream):
+                for i, packet in enumerate(demux(stream)):
+                    yield packet
+                    if i == 7 and not self.raised:
+                        self.raised = True
+                        raise IndexError("list index out of range")
+
+        video._reopen()
+        container, demux = video._container, video._container.demux
+        video._container = Surprising()
+        video._packets = video._demux()
+        assert [packet.pts for packet in video._packets] == sorted(video.layout.times)
+
+
 def test_text_that_is_not_utf8_does_not_matter(make_video, tmp_path):
     path = make_video(tmp_path / "a.avi", codec="mpeg4")
     content = path.read_bytes()

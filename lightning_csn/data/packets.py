@@ -83,7 +83,7 @@ def compact(times: list[int]) -> Sequence[int]:
     if len(times) < 2:
         return times
     constant = range(times[0], times[-1] + 1, times[1] - times[0])
-    return constant if times == list(constant) else times
+    return constant if len(constant) == len(times) and times == list(constant) else times
 
 
 def varies(times: Sequence[int]) -> bool:

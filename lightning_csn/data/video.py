@@ -440,17 +440,22 @@ class Video:
 
     def _demux(self) -> Iterator[Any]:
         """The packets with something in them; an empty one would tell the decoder that the video is over."""
-        try:
-            for packet in self._container.demux(self._stream):
-                if self._cancelled is not None and self._cancelled.is_set():
-                    raise VideoError(f"{self.path}: reading was given up")
-                if packet.size:
-                    self._latest = max(self._latest or 0, packet.pts or 0)
-                    yield packet
-        except av.FFmpegError as error:
-            self._fault = error.strerror
-        except OSError as error:  # of a file object; FFmpeg's own are caught above
-            raise VideoError(f"{self.path}: {error}") from error
+        while True:
+            try:
+                for packet in self._container.demux(self._stream):
+                    if self._cancelled is not None and self._cancelled.is_set():
+                        raise VideoError(f"{self.path}: reading was given up")
+                    if packet.size:
+                        self._latest = max(self._latest or 0, packet.pts or 0)
+                        yield packet
+                return
+            except IndexError:  # a packet of a stream that began in mid-file, of which PyAV knows nothing: read on
+                continue
+            except av.FFmpegError as error:
+                self._fault = error.strerror
+                return
+            except OSError as error:  # of a file object; FFmpeg's own are caught above
+                raise VideoError(f"{self.path}: {error}") from error
 
     def _decode(self, packet: Any) -> Sequence[av.VideoFrame]:
         """What the decoder puts out on being given a packet; None asks for what it still holds back."""
