@@ -14,6 +14,7 @@ import struct
 import subprocess
 import sys
 import threading
+import types
 import weakref
 from fractions import Fraction
 from pathlib import Path
@@ -478,6 +479,18 @@ def test_colours_are_read_by_what_the_file_says_of_them(codec, pixel_format, opt
             output.mux(stream.encode(None))
         read.append(read_frames(tmp_path / "a.mp4", [0]).float())
     assert (read[0] - read[1]).abs().mean() > 2.5
+
+
+def test_colours_that_cannot_be_converted_are_an_error(make_video, tmp_path, monkeypatch):
+    def fail(*args, **options):
+        raise av.error.OSError(95, "Operation not supported")
+
+    path = make_video(tmp_path / "a.mp4", frames=3)
+    with Video(path) as video:
+        monkeypatch.setattr(video, "_reformatter", types.SimpleNamespace(reformat=fail))
+        with pytest.raises(VideoError) as caught:
+            video.frames([1])
+    assert str(caught.value) == f"{path}: a frame's colours cannot be converted (Operation not supported)"
 
 
 @pytest.mark.parametrize("ticks", [-3, 7], ids=["negative times", "times that start late"])

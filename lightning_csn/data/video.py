@@ -378,14 +378,9 @@ class Video:
         size = (width, height) if turn.transposed else (height, width)
         # FFmpeg scales the half frames of interlaced pictures apart, which leaves combs: torch scales the whole
         apart = frame.interlaced_frame and size != (frame.height, frame.width)
-        image = self._reformatter.reformat(
-            frame,
-            height=frame.height if apart else size[0],
-            width=frame.width if apart else size[1],
-            format="rgb24",
-            interpolation="BILINEAR",  # averages over what it leaves out when it makes smaller: no aliasing
-            **REFORMAT_OPTIONS,
-        )
+        coded = (frame.height, frame.width)
+        # bilinear averages over what it leaves out when it makes smaller: no aliasing
+        image = self._reformat(self._reformatter, frame, coded if apart else size, "BILINEAR")
         plane = image.planes[0]
         rows = torch.frombuffer(plane, dtype=torch.uint8).view(-1, plane.line_size)  # lines may end in a few bytes more
         pixels = rows[: image.height, : 3 * image.width].unflatten(1, (image.width, 3))
@@ -399,6 +394,18 @@ class Video:
             pixels = pixels.flip(reversed_axes)
         for place in places:
             frames[place].copy_(pixels)
+
+    def _reformat(
+        self, reformatter: VideoReformatter, frame: av.VideoFrame, size: tuple[int, int], interpolation: str
+    ) -> av.VideoFrame:
+        """The frame in red, green and blue and of this (height, width)."""
+        height, width = size
+        try:
+            return reformatter.reformat(
+                frame, width, height, format="rgb24", interpolation=interpolation, **REFORMAT_OPTIONS
+            )
+        except av.FFmpegError as error:  # matrices that no standard knows, in damaged files
+            raise VideoError(f"{self.path}: a frame's colours cannot be converted ({error.strerror})") from error
 
     def _open(self) -> None:
         """Open the file anew, at its beginning."""
@@ -537,7 +544,8 @@ class Video:
         packed = max(pictures, default=1) > 1
         if packed or (not true_times and self._stream.codec_context.has_b_frames):
             index = Index(index.num_frames, index.span)  # times are those of packets, not of the frames that come out
-        orientation = _orientation_of(first)
+        # A frame asked for its side data lives until Python next collects cycles; so it is a small copy that is asked.
+        orientation = _orientation_of(self._reformat(VideoReformatter(), first, (16, 16), "POINT"))
         rotation, mirrored = next(shown for shown, how in ORIENTATIONS.items() if how == orientation)
         height, width = self._shown_size(first, orientation)
         info = VideoInfo(
@@ -601,11 +609,9 @@ def _number(ratio: Any) -> float | None:
 
 
 def _orientation_of(frame: av.VideoFrame) -> Orientation:
-    # A frame asked for its side data lives until Python next collects cycles; so it is a small copy that is asked.
-    small = VideoReformatter().reformat(frame, 16, 16, format="rgb24", interpolation="POINT", **REFORMAT_OPTIONS)
     matrix: Any
     try:
-        matrix = small.side_data.get("DISPLAYMATRIX")
+        matrix = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:  # PyAV 18 does not know all kinds of side data, EXIF for one, and then shows none
         return Orientation()
     if matrix is None:
