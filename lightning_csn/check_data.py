@@ -102,6 +102,7 @@ def run_check_data(args: Namespace) -> int:
 
 def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
+    from lightning_csn.cli import note
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.check import READ_SECONDS, UNREADABLE_LIMIT, examine, find_copies, read_files
     from lightning_csn.data.index import Stamp
@@ -117,6 +118,7 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
         layout=args.layout,
         fold=args.fold,
     )
+    note(collection.layout)
     workers = args.workers or usable_processors()
     paths = list(dict.fromkeys(sample.path for samples in collection.samples.values() for sample in samples))
     found: dict[str, Entry | None] = {}
@@ -127,8 +129,6 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
         for path, entry in progress(files, len(paths), "decoding" if args.decode else "reading"):
             found[path] = entry
     except KeyboardInterrupt:
-        from lightning_csn.cli import note
-
         note(f"stopped at {len(found)} of {len(paths)} videos; the same command goes on from there")
         raise
     stamps = {path: Stamp(entry.bytes, entry.mtime_ns) for path, entry in found.items() if entry is not None}

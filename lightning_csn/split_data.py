@@ -48,6 +48,7 @@ def split_data_options(parser: ArgumentParser) -> None:
 
 def run_split_data(args: Namespace) -> int:
     """Write the lists; paths in them start at ROOT."""
+    from lightning_csn.cli import note
     from lightning_csn.data import shards
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.names import SPLITS
@@ -60,7 +61,7 @@ def run_split_data(args: Namespace) -> int:
         if (out / name).exists():
             raise InputError(f"{out / name}: is there already; name another folder, or take it away")
     found = find_samples(root, layout=args.layout, fold=args.fold)
-    print(found.layout, file=sys.stderr)
+    note(found.layout)
     samples = dict(found.samples)
     source = next((split for split in ("all", "train") if split in samples), None)
     if source is None:

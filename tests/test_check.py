@@ -439,6 +439,14 @@ def test_a_fate_counts_the_frames_that_training_takes(fps, part, varies):
     assert report.rows[0].fate.num_frames == len(frame_numbers(reader, sample, fps))
 
 
+def test_videos_that_the_lists_name_in_vain_are_told():
+    there = collection(**GOOD)._replace(missing=(("train", "x.mp4"), ("val", "y.mp4")))
+    found = {sample.path: entry(sample.path) for samples in there.samples.values() for sample in samples}
+    (problem,) = examine(there, found).problems
+    assert (problem.kind, problem.text) == ("not there", "2 videos named by the lists not there, and left out")
+    assert problem.files == (("x.mp4", "train"), ("y.mp4", "val"))
+
+
 def test_what_the_clip_does_is_told():
     report = report_of(
         GOOD, clip=CLIP, a=entry("a", info(4)), b=entry("b", info(fps=10.0)), c=entry("c", info(width=32))

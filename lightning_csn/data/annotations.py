@@ -235,7 +235,6 @@ def _collect(root: Path | None, read: Mapping[str, _Read], classes: list[str] | 
         samples[split] = [sample._replace(video=number) for number, sample in enumerate(found)]
     samples = {split: samples[split] for split in (*SPLITS, "all") if split in samples}
     layout = _sentence(root, read, fold)
-    _log.info("%s", layout)
     for rule in dict.fromkeys(one.table.rule for one in read.values() if one.rule_counts):
         _log.info("%s", rule)
     return Collection(samples, numbers.names, layout, multi_label, tuple(missing))

@@ -706,6 +706,10 @@ def _empty_classes(counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> Itera
 
 def _splits(collection: Collection, counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[Problem]:
     """What is to be said of splits as a whole."""
+    if collection.missing:  # of data sets that are never whole
+        files = tuple((name, split) for split, name in collection.missing)
+        text = f"{_videos(len(files))} named by the lists not there, and left out"
+        yield Problem(level=WARNING, kind="not there", text=text, files=files)
     train = counts.get("train") or counts.get("all")
     if train is None:
         there = ", ".join(counts) or "videos without classes"
