@@ -24,7 +24,7 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout, read_orientation
+from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout
 
 X265 = "log-level=none:pools=1:frame-threads=1"
 GOP_OF_5 = {"g": "5", "bf": "2"}
@@ -986,7 +986,3 @@ def test_memory_and_open_files_do_not_grow_with_what_was_read(make_video, tmp_pa
     bytes_after, open_after = read_all(150)
     assert open_after == open_before
     assert bytes_after - bytes_before < 8 << 20  # a leaked decoder is 100 kB and more
-
-
-def test_an_orientation_may_be_rounded():
-    assert read_orientation([3, 65530, 0, -65540, -2, 0, 0, 0, 1 << 30]).transposed
