@@ -52,8 +52,6 @@ LARGEST_PIXEL_ASPECT = 4  # a film of 2.39:1 in a square picture has 2.39; more 
 LARGEST_RATE_ERROR = 0.05  # FLV headers say 1000 frames per second; rounding of time stamps is below this share
 # PyAV 18 wants to be told that titles need not be UTF-8, as one in HMDB51 is not; PyAV 19 does not mind
 OPEN_OPTIONS: dict[str, Any] = {"metadata_errors": "ignore"} if int(av.__version__.split(".")[0]) < 19 else {}
-# Without a number of threads, PyAV starts one for each core to convert a frame; before 17 there was no choice, and one
-REFORMAT_OPTIONS: dict[str, Any] = {"threads": 1} if int(av.__version__.split(".")[0]) >= 17 else {}
 # Codecs, of which frames that no other refers to can be left out: FFmpeg does as it is told from packet to packet
 SKIPPING_CODECS = ("h264", "hevc", "mpeg1video", "mpeg2video", "mpeg4")
 # Containers, by FFmpeg's names, that hold the times at which frames are shown; in AVI they are made up
@@ -362,9 +360,8 @@ class Video:
         """The frame in red, green and blue and of this (height, width)."""
         height, width = size
         try:
-            return reformatter.reformat(
-                frame, width, height, format="rgb24", interpolation=interpolation, **REFORMAT_OPTIONS
-            )
+            # without a number of threads, there is one for each core
+            return reformatter.reformat(frame, width, height, format="rgb24", interpolation=interpolation, threads=1)
         except av.FFmpegError as error:  # matrices that no standard knows, in damaged files
             raise VideoError(f"{self.path}: a frame's colours cannot be converted ({error.strerror})") from error
 
