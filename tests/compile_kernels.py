@@ -1,7 +1,8 @@
 """Compiles every kernel as a launch at CSN's shapes would, for compute capability 9.0, on any machine.
 
-Prints, for each kernel, its name, registers per thread, and bytes of stack and local memory (spilled registers). Run by
-test_depthwise.py in a process of its own, since the interpreter and the compiler exclude each other.
+Prints, for each kernel, its name, registers per thread, bytes of stack and local memory (spilled registers), and how
+many of its loads and stores move 2 bytes or less a thread. Run by test_depthwise.py in a process of its own, since the
+interpreter and the compiler exclude each other.
 """
 
 import re
@@ -52,8 +53,9 @@ class Compiler:
             file.write(compiled.asm["cubin"])
             file.flush()
             usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
-        numbers = {name: int(re.search(rf"{name}:(\d+)", usage.stdout)[1]) for name in ("REG", "STACK", "LOCAL")}
-        print(self.kernel.__name__, *numbers.values(), flush=True)
+        numbers = [int(re.search(rf"{name}:(\d+)", usage.stdout)[1]) for name in ("REG", "STACK", "LOCAL")]
+        narrow = re.findall(r"(?:ld|st)\.global(?:\.(?!v\d)\w+)*\.b(?:8|16)\b", compiled.asm["ptx"])
+        print(self.kernel.__name__, *numbers, len(narrow), flush=True)
 
 
 def tensor(*shape, dtype=torch.bfloat16, last=True):

@@ -1,8 +1,8 @@
 """Triton kernels of everything between the matrix products and the depthwise convolution of a bottleneck block.
 
 A tensor is a matrix here, P places x C channels, channels side by side (channels_last_3d); each kernel reads each of
-its inputs once and writes each of its outputs once, in vectors of 16 bytes. Sums over places are made per program, and
-then over the programs in a fixed order. Not yet measured on a GPU.
+its inputs once and writes each of its outputs once, in vectors of 16 bytes where C is a multiple of 16. Sums over
+places are made per program, and then over the programs in a fixed order. Not yet measured on a GPU.
 
 The normalisation of a layer is a matrix of five rows and C columns: MEAN, VARIANCE (biased), RSTD, SCALE, SHIFT, with
 norm(y) = SCALE y + SHIFT.
@@ -15,7 +15,7 @@ import triton.language as tl
 
 from lightning_csn.models.depthwise_kernels import merge_statistics
 
-SIZES = ["P", "C", "turns", "programs"]
+SIZES = ["P", "turns", "programs"]  # one kernel does for all of these; not for all C (depthwise_kernels.py says why)
 
 
 @triton.jit

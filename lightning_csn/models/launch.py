@@ -74,9 +74,9 @@ class Problem:
 def default_tile(problem: Problem, multiprocessors: int) -> Tile:
     """A tile by rule, without measuring: strips that fill the line, and enough programs for every multiprocessor.
 
-    Registers a thread as compiled for compute capability 9.0 (bf16, channels_last_3d): 168 at strips of 7 and about 130
-    at 4 for the plain convolution; with a norm, and for the weight gradient, 180 to 210 at 7 and about 150 at 4. So 12
-    warps or more fit on a multiprocessor if the latter take strips of 4. Nothing is spilled, but for the weight
+    Registers a thread as compiled for compute capability 9.0 (bf16, channels_last_3d): 147 at strips of 7 for the plain
+    convolution; with a norm, and for the weight gradient, 185 to 202 at 7 and 142 to 156 at 4. So 12 warps or more fit
+    on a multiprocessor if the latter take strips of 4. Nothing is spilled, but for the weight
     gradient at stride 2 with strips of 7, which is why stride 2 always takes 4.
     """
     along = problem.W if problem.channels_last else problem.H
