@@ -41,13 +41,21 @@ def test_a_folder_per_class(tmp_path):
     assert named(samples["all"], tmp_path) == [("jump/c.mkv", 0, 0), ("run/b.MP4", 1, 1), ("run/deep/a.avi", 1, 2)]
 
 
-@pytest.mark.parametrize("validation", ["val", "validation"])
-def test_splits_above_the_classes(tmp_path, validation):
-    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", f"{validation}/run/c.mp4", "test/walk/d.mp4", "about.txt")
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [
+        ("train", "val", "test"),
+        ("train", "validation", "test"),
+        ("Train", "Valid", "TEST"),
+        ("training", "val", "testing"),
+    ],
+)
+def test_splits_above_the_classes(tmp_path, train, val, test):
+    touch(tmp_path, f"{train}/run/a.mp4", f"{train}/jump/b.mp4", f"{val}/run/c.mp4", f"{test}/walk/d.mp4", "about.txt")
     samples, classes, *_ = find_samples(tmp_path)
     assert classes == ["jump", "run", "walk"]  # of all splits, so that each has the same numbers
     assert list(samples) == ["train", "val", "test"]
-    assert named(samples["test"], tmp_path) == [("test/walk/d.mp4", 2, 0)]
+    assert named(samples["test"], tmp_path) == [(f"{test}/walk/d.mp4", 2, 0)]
 
 
 def test_a_split_that_is_not_there_is_not_in_the_result(tmp_path):

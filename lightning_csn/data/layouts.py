@@ -745,7 +745,7 @@ def split_folders(root: Path) -> Files:
     """
     splits: Files = {}
     for folder in folders_in(root):
-        split = SPLIT_NAMES.get(folder.name) if folder.name in ("train", "val", "validation", "test") else None
+        split = SPLIT_NAMES.get(folder.name.lower())
         if split is None or any(is_video(path.name) for path in folder.iterdir()):
             continue
         inside = folders_in(folder)
