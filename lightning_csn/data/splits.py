@@ -58,7 +58,7 @@ def split_samples(
     ordered = sorted(samples, key=_order)
     groups = _groups(ordered, group)
     counts = {key: Counter(label for sample in found for label in _labels(sample)) for key, found in groups.items()}
-    totals: Counter[int] = sum(counts.values(), Counter())
+    totals = Counter(label for sample in ordered for label in _labels(sample))
     groups_of = Counter(label for count in counts.values() for label in count)
     wanted = {label: _places(totals[label], groups_of[label], shares, splits) for label in totals}
     places = {label: dict(by_split) for label, by_split in wanted.items()}  # what is still free
