@@ -75,6 +75,8 @@ class VideoDataModule(L.LightningDataModule):
         index: File that lightning-csn check-data wrote: videos are opened faster, and those known to be unreadable not
             at all.
         reader: What reads video files, av or torchcodec. The frames are the same.
+        frames_fps: Pictures per second of folders of pictures, which do not say it: for parts in seconds and for clips
+            with a frame rate. Without it such clips take the pictures as filmed.
         clip: How clips must look, all of it or in part. Not needed with a model; one that differs from the model's is
             an error.
         batch_size: Clips of a training batch on each device.
@@ -120,6 +122,7 @@ class VideoDataModule(L.LightningDataModule):
         fold: int = 1,
         index: str | os.PathLike[str] | None = None,
         reader: str = "av",
+        frames_fps: float | None = None,
         clip: ClipSpec | dict[str, Any] | None = None,
         batch_size: int = 8,
         eval_batch_size: int | None = None,
@@ -166,6 +169,10 @@ class VideoDataModule(L.LightningDataModule):
         check_choice("reader", reader, READERS)
         check_choice("augment_on", augment_on, AUGMENT_ON)
         check_number("unreadable_limit", unreadable_limit, 0, 1)
+        if frames_fps is not None:
+            check_number("frames_fps", frames_fps, 0)
+            if frames_fps == 0:
+                raise InputError("frames_fps must be a number of pictures per second above 0, or null; got 0")
         if read_timeout is not None:
             check_number("read_timeout", read_timeout, 0)
             if read_timeout == 0:
@@ -192,7 +199,7 @@ class VideoDataModule(L.LightningDataModule):
         self.val_clips, self.val_crops = val_clips, val_crops
         self.test_clips, self.test_crops = test_clips, test_crops
         self.predict_clips, self.predict_crops = test_clips, test_crops
-        self.reader = reader
+        self.reader, self.frames_fps = reader, frames_fps
         self.sampling = sampling
         self.train_clips = train_clips
         self.flip = flip
@@ -220,6 +227,7 @@ class VideoDataModule(L.LightningDataModule):
                 "fold": fold,
                 "index": self._index_path,
                 "reader": reader,
+                "frames_fps": frames_fps,
                 "clip": self._given_clip or None,
                 "batch_size": batch_size,
                 "eval_batch_size": eval_batch_size,
@@ -462,6 +470,7 @@ class VideoDataModule(L.LightningDataModule):
             num_classes=self.num_classes if self.multi_label else None,
             blank=self.on_unreadable[stage] == "blank",
             reader=self.reader,
+            frames_fps=self.frames_fps,
             index=self._index,
             read_timeout=self.read_timeout,
             **options,

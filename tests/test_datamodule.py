@@ -240,6 +240,7 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"on_unreadable": {"fit": "skip"}}, "a stage of on_unreadable must be one of train, val, .*, got 'fit'"),
         ({"on_unreadable": {"val": "ignore"}}, "on_unreadable must be one of skip, blank, raise, got 'ignore'"),
         ({"unreadable_limit": 2}, "unreadable_limit must be a number from 0 to 1, got 2"),
+        ({"frames_fps": 0}, "frames_fps must be a number of pictures per second above 0, or null; got 0"),
         ({"read_timeout": -1}, "read_timeout must be a number of 0 or more"),
         ({"read_timeout": 0}, "read_timeout must be a number of seconds above 0, or null"),
         ({"test_crops": 10, "flip_classes": [["clapping", "waving"]]}, "ten crops hold mirror images"),

@@ -72,6 +72,23 @@ def test_evaluation_gives_the_same_every_time(square):
     assert torch.equal(dataset[0]["clips"], dataset[0]["clips"])
 
 
+def test_a_folder_of_frames_has_the_rate_that_is_given(tmp_path, square, read_number):
+    from PIL import Image
+
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    with Video(square) as video:
+        for number, frame in enumerate(video.frames(range(20)), start=1):
+            Image.fromarray(frame.numpy()).save(folder / f"{number:05}.png")
+    samples = [Sample(str(folder), 0, 0, Part(0.5, 1.0))]
+    dataset = VideoDataset(samples, spec(fps=10, step=1), train=False, frames_fps=20)
+    assert shown(dataset[0]["clips"][0], read_number) == [10, 12, 14, 16]
+    without = VideoDataset(samples, spec(fps=10, step=1), train=False)
+    assert (
+        "it has no times: name parts in frames, or give folders of pictures a rate (frames_fps)" in without[0]["error"]
+    )
+
+
 def test_a_video_is_brought_to_the_clips_frame_rate(square, read_number):
     for train in (False, True):
         slow = spec(fps=10, step=1)  # the video has 20 per second

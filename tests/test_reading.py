@@ -33,8 +33,9 @@ def test_a_folder_is_its_pictures(path, read_number, tmp_path):
     with Video(path) as video:
         for i, frame in enumerate(video.frames(range(5)), 1):
             Image.fromarray(frame.numpy()).save(folder / f"img_{i:05}.png")
-    with open_video(folder) as pictures:
+    with open_video(folder, frames_fps=12.5) as pictures:
         assert isinstance(pictures, FrameFolder)
+        assert pictures.info.fps == 12.5
         assert [read_number(frame) for frame in pictures.frames([0, 4])] == [0, 4]
 
 

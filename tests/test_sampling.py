@@ -274,7 +274,7 @@ def test_parts_in_frames_and_parts_that_go_on_beyond_the_end(part, expected):
         (Part(2, 2), 10, None, "2 to 2 seconds .* starts at 0 or later, and ends after that"),
         (Part(-1, 2), 10, None, "-1 to 2 seconds"),
         (Part(float("nan"), 2), 10, None, "nan to 2 seconds"),
-        (Part(0, 1), None, None, "no times: parts of it can be told in frames only"),
+        (Part(0, 1), None, None, "no times: name parts in frames, or give folders"),
     ],
 )
 def test_a_part_that_is_not_there_says_what_is(part, fps, times, message):

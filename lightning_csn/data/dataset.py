@@ -54,7 +54,7 @@ class VideoDataset(Dataset[Item]):
     num_classes: K, for samples with several labels, whose label becomes float32 (K,) of zeros and ones; None for one.
     augment: further changes of training clips, made here; None where there are none or they are made on the device.
     blank: a video that cannot be read has clips all the same, all of the clip's mean colour; and an error.
-    reader: what reads the files, see open_video.
+    reader: what reads the files, see open_video. frames_fps: pictures per second of folders of frames.
     index: what is known of the files: their layout, which saves a scan, and which of them cannot be read.
     read_timeout: seconds that reading a video may take; None for no limit.
 
@@ -79,6 +79,7 @@ class VideoDataset(Dataset[Item]):
         augment: Augment | None = None,
         blank: bool = False,
         reader: str = "av",
+        frames_fps: float | None = None,
         index: VideoIndex | None = None,
         read_timeout: float | None = None,
     ) -> None:
@@ -94,6 +95,7 @@ class VideoDataset(Dataset[Item]):
         self.augment = augment
         self.blank = blank
         self.reader = reader
+        self.frames_fps = frames_fps
         self.index = index
         self.read_timeout = read_timeout
         self._transform = TrainTransform(clip, flip=0, scale=scale, short_sides=short_sides)
@@ -143,7 +145,7 @@ class VideoDataset(Dataset[Item]):
             if entry is not None and entry.error is not None:
                 raise VideoError(entry.error)
             layout = VideoLayout.from_dict(entry.layout) if entry is not None and entry.layout is not None else None
-            return open_video(path, reader=self.reader, layout=layout, cancelled=cancelled)
+            return open_video(path, reader=self.reader, layout=layout, frames_fps=self.frames_fps, cancelled=cancelled)
 
         return WatchedReader(open_known, seconds=self.read_timeout, name=path)
 

@@ -52,6 +52,7 @@ def open_video(
     *,
     reader: str = "av",
     layout: VideoLayout | None = None,
+    frames_fps: float | None = None,
     cancelled: threading.Event | None = None,
 ) -> Reader:
     """The video at this path, open; to be closed, or used in a `with` block.
@@ -59,6 +60,7 @@ def open_video(
     path: a video file, a folder of frames, or a video in a shard.
     reader: one of READERS; what reads video files. Frame n is the same frame with each.
     layout: what `Video.layout` said of this file before; saves looking for its frames anew.
+    frames_fps: pictures per second of a folder of frames, which does not say it.
     cancelled: once it is set, from another thread, reading ends with a VideoError.
     """
     check_choice("reader", reader, READERS)
@@ -67,7 +69,7 @@ def open_video(
         content, found = shards.read_member_and_layout(path)
         return Video(content, name=path, layout=layout or found, cancelled=cancelled)
     if os.path.isdir(path):
-        return FrameFolder(path, cancelled=cancelled)
+        return FrameFolder(path, fps=frames_fps, cancelled=cancelled)
     if reader == "torchcodec":
         return TorchcodecVideo(path, layout=layout, cancelled=cancelled)
     return Video(path, layout=layout, cancelled=cancelled)

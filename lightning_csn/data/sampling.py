@@ -174,7 +174,9 @@ def part_frames(part: Part, num_frames: int, fps: float | None = None, times: Se
         first, after, shown = math.ceil(begin), math.ceil(stop), math.floor(begin)
         ended, length = begin >= num_frames, f"{num_frames / fps:.2f} seconds"
     else:
-        raise InputError(f"{asked}, but it has no times: parts of it can be told in frames only")
+        raise InputError(
+            f"{asked}, but it has no times: name parts in frames, or give folders of pictures a rate (frames_fps)"
+        )
     if ended:
         raise InputError(f"{asked}, which ends after {length}")
     if first >= min(after, num_frames):
