@@ -43,6 +43,9 @@ def check_data_options(parser: ArgumentParser) -> None:
         "--model", metavar="NAME|FILE|FOLDER|ADDRESS", help="say what the clip of these weights does with the videos"
     )
     parser.add_argument("--clip", metavar="JSON", help="the same for this clip; with --model, in place of its values")
+    parser.add_argument(
+        "--frames-fps", type=seconds, metavar="N", help="as --data.frames_fps of fit, for folders of pictures"
+    )
     parser.add_argument("--decode", action="store_true", help="decode every frame too, which finds damage inside files")
     parser.add_argument(
         "--index",
@@ -64,7 +67,7 @@ def check_data_options(parser: ArgumentParser) -> None:
         "The exit code is 0 where it is safe to train and 2 where it is not:\n"
         "  no videos to train on, or none of a split that can be read;\n"
         "  more missing and unreadable videos in a split than --unreadable-limit, at which a run would end;\n"
-        "  a class without a video to train on;\n"
+        "  a class without a video to train on, or a video to train on without a label;\n"
         "  the same video (the same bytes) both to train on and to validate or test on.\n"
         "All else is a warning or a note. Files of one size are compared by the SHA-256 of all their bytes;\n"
         "folders of frames are not compared.\n\n"
@@ -140,6 +143,7 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
         clip=clip,
         decoded=args.decode,
         limit=UNREADABLE_LIMIT if args.unreadable_limit is None else args.unreadable_limit,
+        frames_fps=args.frames_fps,
     )
 
 

@@ -222,6 +222,10 @@ def test_folders_of_frames_are_read_too(tmp_path):
     assert "00002.jpg" in entry.fault
     report = report_of({"train": [(str(folder), 0)]}, classes=["run"], **{str(folder): entry})
     assert (report.seconds, report.frames) == (None, (4, 4, 4))
+    there = collection(["run"], train=[(str(folder), 0, Part(1.0, 2.0))])
+    (row,) = examine(there, {str(folder): entry}, frames_fps=2.0).rows
+    assert (row.error, row.num_frames, row.seconds) == (None, 2, 1.0)
+    assert "frames_fps" in examine(there, {str(folder): entry}).rows[0].error
     assert sum(bar.count for bar in report.lengths) == 1
 
 
@@ -360,6 +364,17 @@ def test_a_part_that_the_video_does_not_have_cannot_be_used():
     (problem,) = [problem for problem in report.problems if problem.kind == "unreadable"]
     assert problem.files[0][0] == "a"
     assert "after 2.00 seconds" in problem.files[0][1]
+
+
+def test_videos_without_a_label_are_not_for_training():
+    report = report_of({**GOOD, "train": [("a", 0), ("b", 1), ("e", -1)], "test": [("f", -1), ("g", 0), ("h", 1)]})
+    assert report.reasons == ["1 video to train on without a label"]
+    assert [(problem.level, problem.files) for problem in report.problems if problem.kind == "no label"] == [
+        (UNSAFE, (("e", ""),)),
+        (WARNING, (("f", ""),)),
+    ]
+    none = collection(train=[("a", (0,)), ("b", (1,)), ("c", ())])  # of several labels none is an answer
+    assert examine(none, {path: entry(path) for path in "abc"}).safe
 
 
 def test_classes_without_videos():

@@ -6,6 +6,7 @@ index. `find_copies` finds files with the same content. `examine` makes a Report
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
@@ -404,13 +405,16 @@ def examine(
     clip: ClipSpec | None = None,
     decoded: bool = False,
     limit: float = UNREADABLE_LIMIT,
+    frames_fps: float | None = None,
 ) -> Report:
     """All that is to be said of a collection.
 
     entries: of each path, None where there is no file. copies: see find_copies. limit: the share of a split that may
-    be unreadable.
+    be unreadable. frames_fps: pictures per second of folders of frames.
     """
     classes = collection.classes
+    if frames_fps is not None:
+        entries = {path: _with_rate(entry, frames_fps) for path, entry in entries.items()}
     rows = [
         _row(split, sample, classes, entries.get(sample.path), clip)
         for split, samples in collection.samples.items()
@@ -425,6 +429,7 @@ def examine(
         *_damage(rows),
         *_groups(readable),
         *_splits(collection, counts),
+        *_unlabelled(rows),
         *_clip_problems(rows, clip),
         *_oddities(rows),
     ]
@@ -447,6 +452,13 @@ def examine(
         frames=_spread(frames),
         properties=_properties(infos),
     )
+
+
+def _with_rate(entry: Entry | None, frames_fps: float) -> Entry | None:
+    """What is known of a folder of frames, with its rate; other entries as they are."""
+    if entry is None or entry.info is None or entry.layout is not None or entry.info.fps is not None:
+        return entry
+    return dataclasses.replace(entry, info=dataclasses.replace(entry.info, fps=frames_fps))
 
 
 def _row(split: str, sample: Sample, classes: Sequence[str], entry: Entry | None, clip: ClipSpec | None) -> Row:
@@ -702,6 +714,19 @@ def _empty_classes(counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> Itera
         else:
             text = f"{_some(empty, 'class', 'classes')} without a video in {split}: {_names(empty)}"
             yield Problem(level=WARNING, kind="empty class", text=text)
+
+
+def _unlabelled(rows: Sequence[Row]) -> Iterator[Problem]:
+    """Videos of which nobody says what they show."""
+    unlabelled: dict[str, dict[str, str]] = {}
+    for row in rows:
+        if "?" in row.classes:
+            unlabelled.setdefault(_role(row.split), {})[row.path] = ""
+    for role, files in unlabelled.items():
+        if role == "train":
+            yield _of_files(UNSAFE, "no label", "{} to train on without a label", files)
+        else:
+            yield _of_files(WARNING, "no label", f"{{}} without a label in {role}: no figure is to be had", files)
 
 
 def _splits(collection: Collection, counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[Problem]:
