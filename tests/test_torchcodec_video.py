@@ -31,14 +31,14 @@ KINDS = {
     "h264, one keyframe": ("a.mkv", {}, 0),
     "h264, full range": ("a.mp4", {"pix_fmt": "yuvj420p"}, 0),
     "h264 in fragments": ("a.mp4", {"container_options": {"movflags": "frag_keyframe+empty_moov"}}, 0),
-    "h264, 4:4:4": ("a.mkv", {"pix_fmt": "yuv444p", "options": {"g": "5"}}, 2),
+    "h264, 4:4:4": ("a.mkv", {"pix_fmt": "yuv444p", "options": {"g": "5"}}, 0),
     "hevc": ("a.mp4", {"codec": "libx265"}, 0),
-    "hevc, 10 bit": ("a.mkv", {"codec": "libx265", "pix_fmt": "yuv420p10le"}, 3),
+    "hevc, 10 bit": ("a.mkv", {"codec": "libx265", "pix_fmt": "yuv420p10le"}, 0),
     "mpeg4 in avi": ("a.avi", {"codec": "mpeg4", "options": {"g": "5"}}, 0),
     "vp9": ("a.webm", {"codec": "libvpx-vp9", "options": {"g": "7", "cpu-used": "8"}}, 0),
     "mjpeg": ("a.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p"}, 0),
     "ffv1, gray": ("a.mkv", {"codec": "ffv1", "pix_fmt": "gray"}, 0),
-    "odd size": ("a.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p", "size": (45, 61)}, 1),
+    "odd size": ("a.mkv", {"codec": "ffv1", "pix_fmt": "yuv420p", "size": (45, 61)}, 0),
     "pixels that are not square": ("a.mp4", {"pixel_aspect": Fraction(4, 3)}, 3),
 }
 

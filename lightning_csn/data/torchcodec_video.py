@@ -11,10 +11,9 @@ layout), and what torchcodec gives is used as long as
 
 Otherwise `Video` reads the file, and a warning, one for each of these reasons, says so.
 
-Pixels are those of `Video` to the last bit where frames are 8 bit 4:2:0 of even sizes and keep their size. Seen with
-FFmpeg 5 under torchcodec and FFmpeg 8 under PyAV, in steps of 255: odd sizes differ by 0.2 in the mean, 10 bits by 3
-(and at coloured edges by up to 130: the colour of half as many pixels is spread differently), and scaled frames, those
-with pixels that are not square among them, by 1, since here red, green and blue are scaled, there luma and chroma.
+Pixels are those of `Video` to the last bit where frames keep their size, with FFmpeg 5 under torchcodec and FFmpeg 8
+under PyAV. Scaled frames, those with pixels that are not square among them, differ by 1 to 3 of 255 in the mean, since
+here red, green and blue are scaled, there luma and chroma.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ _log = logging.getLogger(__name__)
 _told: set[str] = set()  # reasons for which a file was named in a warning
 
 TIME_ERROR = 1e-5  # seconds: both compute times from the same whole numbers
-LARGEST_DIFFERENCE = 8.0  # mean over a keyframe, of 255; the same frame in 10 bits has 3, a wrong one seldom below 20
+LARGEST_DIFFERENCE = 8.0  # mean over a keyframe, of 255; the same frame, scaled, has 3, a wrong one seldom below 20
 FRAMES_AT_ONCE = 16  # are there at full size before they are scaled: 100 MB of 1080p
 
 NOT_INSTALLED = (
