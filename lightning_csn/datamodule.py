@@ -417,9 +417,12 @@ class VideoDataModule(L.LightningDataModule):
         return self.clip or self._complete_clip(None)
 
     def _samples_for(self, split: str) -> list[Sample]:
-        """The videos of a split, or InputError; a folder without splits has one list for all."""
+        """The videos of a split, or InputError, also where one has no label; a folder without splits has one list."""
         for name in (split, "all"):
             if name in self.samples:
+                for sample in self.samples[name]:
+                    if sample.label == -1:
+                        raise InputError(f"{sample.path}: no label for it in {name}; only predict takes such videos")
                 return self.samples[name]
         where = self._root if not self._lists else ", ".join(self._lists.values())
         there = ", ".join(self.samples) or "videos without classes"

@@ -213,6 +213,16 @@ def test_training_for_other_classes_as_many_as_the_models_names_the_way_out(spli
         trainer().fit(Recorder(classes=["act0", "act1", "act2"]), data(split_folder))
 
 
+def test_videos_without_a_label_are_for_predict_only(split_folder, tmp_path):
+    file = tmp_path / "list.csv"
+    file.write_text("path,label\ntrain/clapping/train_clapping_0.mp4,clapping\ntrain/jumping/train_jumping_0.mp4,\n")
+    module = data(split_folder, train_list=file, test_list=file)
+    for run in (trainer().fit, trainer().test):
+        with pytest.raises(InputError, match=r"jumping_0.mp4: no label for it in \w+; only predict takes such videos"):
+            run(Recorder(), module)
+    assert sum(map(len, trainer().predict(Recorder(), module))) == 4  # both lists
+
+
 def test_mirrored_classes_change_places(tmp_path, make_video):
     for name in ("left", "right", "up"):
         make_video(tmp_path / name / "a.mp4", frames=4, size=(16, 16))
