@@ -336,6 +336,12 @@ def test_what_is_wrong_in_a_csv(tmp_path, text, message):
         find_samples(lists={"train": write(tmp_path / "train.csv", text)})
 
 
+def test_lines_of_a_csv_end_at_newlines_alone(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4")
+    write(tmp_path / "train.csv", 'path,label\na.mp4,run\x0bfast\nb.mp4,"run\n\u2028slow"\n')
+    assert find_samples(tmp_path).classes == ["run\n\u2028slow", "run\x0bfast"]
+
+
 def test_rows_of_another_split_than_their_list_are_left_out_and_said(tmp_path, caplog):
     path = write(tmp_path / "all.csv", "path,label,split\na.mp4,run,train\nb.mp4,run,val\n")
     make(tmp_path, "a.mp4", "b.mp4")

@@ -77,6 +77,11 @@ def test_remarks_and_blank_lines_are_passed_over_and_lines_keep_their_numbers(tm
     assert read_list(tmp_path / "list.txt") == [Line(3, "b.mp4", ("run",))]
 
 
+def test_lines_end_where_editors_end_them(tmp_path):
+    (tmp_path / "list.txt").write_bytes("a\u2028b.mp4 0\r\nc\x0bd.mp4 1\re\x85f.mp4 2\n".encode())
+    assert [line.path for line in read_list(tmp_path / "list.txt")] == ["a\u2028b.mp4", "c\x0bd.mp4", "e\x85f.mp4"]
+
+
 def test_paths_start_at_root_or_at_the_list(tmp_path):
     (tmp_path / "a.mp4").touch()
     lines = [Line(1, "a.mp4"), Line(2, "gone.mp4")]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import csv
 import functools
+import io
 import logging
 import math
 import os
@@ -303,7 +304,7 @@ def _read_hmdb51(source: Source, files: Files) -> dict[str, Table]:
     classes = [path.name.removesuffix(ending) for path in paths]
     rows: dict[str, list[Row]] = {"train": [], "test": []}
     for path, name in zip(paths, classes, strict=True):
-        for number, line in enumerate(_text(path).splitlines(), start=1):
+        for number, line in enumerate(_text(path).split("\n"), start=1):
             words = line.rsplit(None, 1)
             if not words:
                 continue
@@ -368,7 +369,7 @@ def _read_something_v2(source: Source, files: Files) -> dict[str, Table]:
 
 def _detect_20bn(source: Source) -> Files:
     def fits(path: Path) -> bool:
-        lines = (source.text(path) or "").splitlines()[:_PROBED]
+        lines = [line for line in (source.text(path) or "").split("\n", _PROBED)[:_PROBED] if line.strip()]
         return (
             path.suffix.lower() == ".csv"
             and bool(lines)
@@ -386,7 +387,7 @@ def _read_20bn(source: Source, files: Files) -> dict[str, Table]:
     tables = {}
     for split, path in files.items():
         rows = []
-        for number, line in enumerate(_text(path).splitlines(), start=1):
+        for number, line in enumerate(_text(path).split("\n"), start=1):
             video, _, label = line.partition(";")
             if video.strip():
                 rows.append(Row(number, video.strip(), (label.strip(),) if label.strip() else None))
@@ -817,7 +818,7 @@ def _heading(source: Source, path: Path) -> list[str]:
     text = source.text(path) if path.suffix.lower() != ".json" else None
     if not text or not text.strip():
         return []
-    return _split_heading(text.splitlines()[0])[1]
+    return _split_heading(text.partition("\n")[0])[1]
 
 
 def _split_heading(line: str) -> tuple[str, list[str]]:
@@ -829,7 +830,7 @@ def _split_heading(line: str) -> tuple[str, list[str]]:
 def _records_of_csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
     """Line number and columns, by their name in lower case, of each line after the heading."""
     text = _text(path)
-    delimiter, heading = _split_heading(text.splitlines()[0])
+    delimiter, heading = _split_heading(text.partition("\n")[0])
     twins = [name for name, count in Counter(heading).items() if count > 1 and name]
     if twins:
         raise InputError(f"{path}, line 1: two columns are called {twins[0]!r}")
@@ -845,7 +846,7 @@ def _records_of_csv(path: Path) -> Iterable[tuple[int, dict[str, str]]]:
 
 def _rows_of_csv(path: Path, text: str, delimiter: str) -> Iterable[tuple[int, list[str]]]:
     """Line number and columns of each line; columns in quotes may go on in the next line."""
-    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader(io.StringIO(text), delimiter=delimiter, skipinitialspace=True)
     try:
         for columns in reader:
             yield reader.line_num, columns

@@ -116,7 +116,10 @@ def split_row(text: str, delimiter: str) -> list[str]:
 
 
 def read_text(path: Path) -> str:
-    """The text of a list file, in UTF-8; InputError where there is none."""
+    """The text of a list file, in UTF-8, whose lines end in \\n; InputError where there is none.
+
+    To be split there, not by `splitlines`, which knows ten more ends of a line, and names may have them.
+    """
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -131,7 +134,7 @@ def parse_list(text: str, path: Path) -> list[Line]:
     InputError for a list without lines, and for a heading that nobody knows.
     """
     lines = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
                 lines.append(parse_line(line, number=number))
@@ -186,7 +189,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
     path = Path(path).expanduser()
     if path.suffix.lower() == ".json":
         return _classes_of_json(read_json(path), path)
-    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    lines = [line.strip() for line in read_text(path).split("\n") if line.strip()]
     if not lines:
         raise InputError(f"{path}: no line names a class")
     pairs = [(int(m[1]), m[2]) for line in lines if (m := re.fullmatch(r"(\d+)(?:\s*[,;\t]\s*|\s+)(.+)", line))]
