@@ -13,6 +13,7 @@ import errno
 import itertools
 import logging
 import os
+import shlex
 import shutil
 import warnings
 from collections.abc import Mapping
@@ -48,6 +49,7 @@ TRAINER_DEFAULTS = {
 # The list file that a command cannot do without, unless it has a folder.
 LISTS = {"fit": "train_list", "validate": "val_list", "test": "test_list", "predict": "predict_list"}
 VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list")  # options of VideoDataModule that name some
+FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps")  # ... and what a test of them needs to know
 
 # Options of LitCSN that are facts about the weights: another value needs other weights.
 WEIGHTS = ("architecture", "num_classes", "classes", "network", "origin")
@@ -189,7 +191,7 @@ class TrainerCommand(LightningCLI):
         return InputError(f"{self.command} needs videos: --data.root FOLDER, or {listed}")
 
     def classes_to_learn(self, data: VideoDataModule) -> list[str]:
-        """The classes of the videos to train on; InputError where there are fewer than two, or not as many as typed."""
+        """The classes of the videos to train on; InputError where there are fewer than two, or others than asked for."""
         root, asked = self.config.data.root, self.config.model.num_classes
         lists = [str(path) for name in VIDEOS[1:] if (path := self.config.data[name]) is not None]
         if not data.samples:
@@ -308,10 +310,10 @@ class TrainerCommand(LightningCLI):
                 print(f"best {callback.monitor} {callback.best_model_score:.4f}: {shown(callback.best_model_path)}")
         if kept and isinstance(kept[-1], LastCheckpoint) and kept[-1].best_model_path:
             last = kept[-1].newest(self.trainer) or kept[-1].best_model_path
-            where = f" --data.root {self.config.data.root}" if self.config.data.root else " --data.test_list ..."
             print(f"last: {shown(last)}")
             seen = " (these are the videos it was trained on)" if "all" in self.datamodule.samples else ""
-            print(f"to test it{seen}: lightning-csn test --ckpt_path {shown(last)}{where}")
+            videos = options_to_test(plain(self.given.get("data", Namespace())))
+            print(f"to test it{seen}: lightning-csn test --ckpt_path {shlex.quote(shown(last))} {videos}")
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -438,6 +440,20 @@ def merge_settings(
             merged[name] = value
     merged["pretrained"] = None  # the weights come from the checkpoint
     return merged
+
+
+def options_to_test(given: Mapping[str, Any]) -> str:
+    """The options of `test` that name the videos, after a training with the options `given` of VideoDataModule.
+
+    >>> options_to_test({"root": "my videos", "batch_size": 4})
+    "--data.root 'my videos'"
+    >>> options_to_test({"root": "videos", "train_list": "train.csv", "val_list": "val.csv"})
+    '--data.root videos --data.test_list FILE'
+    """
+    named = {name: given[name] for name in FOR_TEST if given.get(name) is not None}
+    if any(given.get(name) is not None for name in VIDEOS[1:]):  # with a list, folders are not looked through
+        named.setdefault("test_list", "FILE")
+    return " ".join(f"--data.{name} {shlex.quote(str(value))}" for name, value in named.items())
 
 
 def contradiction(name: str, given: Any, held: Any) -> InputError:

@@ -6,6 +6,7 @@ import csv
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -320,8 +321,27 @@ def test_fit_without_validation_videos_keeps_the_last_checkpoint(video_folder, t
     root = f"--trainer.default_root_dir={tmp_path}"
     assert main(["fit", f"--data.root={video_folder}", *SMALL, *QUIET, *options, root]) == 0
     assert (tmp_path / "last.ckpt").is_file()
-    command = f"lightning-csn test --ckpt_path {tmp_path / 'last.ckpt'}"
-    assert f"to test it (these are the videos it was trained on): {command}" in capsys.readouterr().out
+    command = f"lightning-csn test --ckpt_path {tmp_path / 'last.ckpt'} --data.root {video_folder}"
+    assert f"to test it (these are the videos it was trained on): {command}\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_fit_on_list_files_names_that_of_the_test(known, split_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    lists = []
+    for split in ("train", "val", "test"):
+        file = tmp_path / f"{split} list.csv"
+        names = [f"{split}/{name}/{split}_{name}_0.mp4 {name}" for name in CLASSES]
+        file.write_text("\n".join(names) + "\n")
+        lists += [f"--data.{split}_list={file}"] if known or split != "test" else []
+    options = ["--model.architecture=ircsn_tiny", "--trainer.max_steps=1", "--trainer.default_root_dir=."]
+    assert main(["fit", f"--data.root={split_folder}", *lists, *SMALL, *QUIET, *options]) == 0
+    line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("to test it: "))
+    file = shlex.quote(str(tmp_path / "test list.csv")) if known else "FILE"
+    assert line.endswith(f" test --ckpt_path last.ckpt --data.root {split_folder} --data.test_list {file}")
+    if known:
+        command = shlex.split(line.removeprefix("to test it: lightning-csn "))
+        assert main([*command, *QUIET, "--data.num_workers=0"]) == 0
 
 
 @pytest.mark.parametrize(
