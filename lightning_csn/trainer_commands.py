@@ -55,6 +55,8 @@ FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps")  # ... and what
 WEIGHTS = ("architecture", "num_classes", "classes", "network", "origin")
 # ... but these options of `network` may change from run to run.
 FREE_NETWORK_OPTIONS = ("dropout", "drop_path", "norm_momentum", "head_pooling", "head_average")
+# Options of LitCSN that the videos decide in training, and what to do instead.
+DECIDED_BY_VIDEOS = {"classes": ", or give --data.classes for other names or another order", "multi_label": ""}
 # Options whose values live on in the optimiser's and the scheduler's state, so that resuming would ignore new ones.
 OPTIMISER = (
     "optimizer",
@@ -146,6 +148,9 @@ class TrainerCommand(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """As LightningCLI, and once more without the defaults, to know what was given by hand."""
+        for name in sorted(DECIDED_BY_VIDEOS.keys() & {option.removeprefix("model.") for option in self.typed}):
+            if self.command == "fit":
+                raise decided_by_videos(name)
         try:
             self.config = parser.parse_args(args)
             self.given = parser.parse_args(args, defaults=False)
@@ -203,6 +208,10 @@ class TrainerCommand(LightningCLI):
         where, kind = (", ".join(lists), "class") if lists else (root, "class folder")
         if len(data.classes) == 1:
             raise InputError(f"{where}: only one {kind} ({data.classes[0]}); a classifier needs two or more")
+        model = plain(self.given.get("model", Namespace()))
+        for name in DECIDED_BY_VIDEOS:
+            if model.get(name) not in (None, getattr(data, name)):
+                raise decided_by_videos(name)
         if self.config.ckpt_path is None and asked not in (None, data.num_classes):
             raise InputError(
                 f"--model.num_classes {asked}: {where} has {data.num_classes} classes; leave num_classes out, the "
@@ -454,6 +463,11 @@ def options_to_test(given: Mapping[str, Any]) -> str:
     if any(given.get(name) is not None for name in VIDEOS[1:]):  # with a list, folders are not looked through
         named.setdefault("test_list", "FILE")
     return " ".join(f"--data.{name} {shlex.quote(str(value))}" for name, value in named.items())
+
+
+def decided_by_videos(name: str) -> InputError:
+    """The message for an option of the model that the videos decide in training."""
+    return InputError(f"--model.{name}: in training the videos decide; leave it out{DECIDED_BY_VIDEOS[name]}")
 
 
 def contradiction(name: str, given: Any, held: Any) -> InputError:

@@ -344,6 +344,16 @@ def test_fit_on_list_files_names_that_of_the_test(known, split_folder, tmp_path,
         assert main([*command, *QUIET, "--data.num_workers=0"]) == 0
 
 
+@pytest.mark.parametrize(("name", "value"), [("classes", ["a", "b", "c"]), ("multi_label", True)])
+def test_fit_takes_no_classes_against_the_videos(name, value, video_folder, tmp_path, capsys):
+    """By hand or in a file of options; the same that the videos say may stand in a file."""
+    file = tmp_path / "options.yaml"
+    file.write_text(json.dumps({"model": {name: value}}))
+    for option in (f"--model.{name}={json.dumps(value)}", f"--config={file}"):
+        assert main(["fit", f"--data.root={video_folder}", "--model.architecture=ircsn_tiny", *QUIET, option]) == 2
+        assert f"error: --model.{name}: in training the videos decide; leave it out" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("videos", "options", "message"),
     [
