@@ -196,7 +196,7 @@ class TrainerCommand(LightningCLI):
         return InputError(f"{self.command} needs videos: --data.root FOLDER, or {listed}")
 
     def classes_to_learn(self, data: VideoDataModule) -> list[str]:
-        """The classes of the videos to train on; InputError where there are fewer than two, or others than asked for."""
+        """The classes of the videos to train on; InputError where they are fewer than two, or others than asked for."""
         root, asked = self.config.data.root, self.config.model.num_classes
         lists = [str(path) for name in VIDEOS[1:] if (path := self.config.data[name]) is not None]
         if not data.samples:
