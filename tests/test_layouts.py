@@ -453,6 +453,23 @@ def test_classes_beside_a_list_and_in_a_file_of_ones_own(tmp_path):
         find_samples(lists={"train": tmp_path / "train.txt"})
 
 
+def test_numbers_may_have_gaps_and_no_decimals_and_minus_1_is_not_known(tmp_path):
+    make(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    write(tmp_path / "train.txt", "a.mp4 0.0\nb.mp4 10.0\nc.mp4 2\n")
+    write(tmp_path / "test.txt", "a.mp4 -1\nb.mp4 -1\n")
+    collection = find_samples(tmp_path)
+    assert collection.classes == [str(number) for number in range(11)]
+    assert [sample.label for sample in collection.samples["train"]] == [0, 10, 2]
+    assert [sample.label for sample in collection.samples["test"]] == [-1, -1]
+    write(tmp_path / "test.txt", "a.mp4 -2\n")
+    with pytest.raises(InputError, match=r"test.txt, line 1: the label '-2' is none of the 11 classes, 0 to 10"):
+        find_samples(tmp_path)
+    (tmp_path / "test.txt").unlink()
+    write(tmp_path / "train.txt", "a.mp4 20261122131500\n")
+    with pytest.raises(InputError, match="20261122131500 is a label, and too large for the number of a class"):
+        find_samples(tmp_path)
+
+
 def test_numbers_from_1_are_said(tmp_path, caplog):
     path = write(tmp_path / "train.txt", "a.mp4 1\na.mp4 2\n")
     make(tmp_path, "a.mp4")

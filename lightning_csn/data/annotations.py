@@ -44,6 +44,8 @@ __all__ = ["LAYOUTS", "find_samples", "list_videos", "place_paths", "read_list"]
 _log = logging.getLogger(__name__)
 
 FOLDS = (1, 2, 3)  # of UCF101 and HMDB51
+_WHOLE = re.compile(r"-?\d+(\.0+)?")  # pandas writes 3.0 where a label of the column is missing
+_LARGEST_LABEL = 999_999  # a larger one is something else, such as an id, and would be so many classes
 
 
 def find_samples(
@@ -248,15 +250,18 @@ class _Numbers:
         own = next((table for table in tables if table.classes is not None), None)
         self._file = own.classes_file if own is not None and classes is None else None
         are_names = any(table.entry == "folder" for table in tables)  # a folder "7" is a class of that name
-        self.are_numbers = bool(labels) and not are_names and all(re.fullmatch(r"-?\d+", label) for label in labels)
+        self.are_numbers = bool(labels) and not are_names and all(map(_WHOLE.fullmatch, labels))
         if classes is not None:
             self.names = list(classes)
         elif own is not None and own.classes is not None:
             self.names = list(own.classes)
         elif self.are_numbers:
-            largest = max(int(label) for label in labels)
+            numbers = [int(float(label)) for label in labels]
+            largest = max(numbers)
+            if largest > _LARGEST_LABEL:
+                raise InputError(f"{tables[0].source}: {largest} is a label, and too large for the number of a class")
             self.names = [str(number) for number in range(largest + 1)]
-            if min(int(label) for label in labels) == 1:
+            if min(numbers) == 1:
                 _log.warning("labels go from 1 to %d: there is a class 0 too, of which no video is", largest)
         else:
             self.names = sorted(labels)
@@ -265,10 +270,10 @@ class _Numbers:
             self._numbers = {str(number): number for number in range(len(self.names))} | self._numbers
 
     def label(self, table: Table, row: Row, multi_label: bool) -> Label:
-        """The label of a row: one number, or the ascending numbers of several."""
+        """The label of a row: one number, -1 where it is not known, or the ascending numbers of several."""
         if row.labels is None and table.labels_needed:
             raise InputError(f"{table.where(row)}: 2 columns expected (path, label), got 1: {row.path!r}")
-        found = {self._number(table, row, label) for label in row.labels or ()}
+        found = {self._number(table, row, label) for label in row.labels or ()} - {-1}
         if multi_label:
             return tuple(sorted(found))
         return found.pop() if found else -1
@@ -276,7 +281,7 @@ class _Numbers:
     def _number(self, table: Table, row: Row, label: str) -> int:
         number = self._numbers.get(label)
         if number is None and self.are_numbers:
-            number = self._numbers.get(str(int(label)))
+            number = -1 if float(label) == -1 else self._numbers.get(str(int(float(label))))
         if number is not None:
             return number
         what = "folder" if table.entry == "folder" else "label"
