@@ -13,6 +13,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -111,16 +112,16 @@ class VideoDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        root: str | os.PathLike[str] | None = None,
+        root: str | Path | None = None,
         *,
-        train_list: str | os.PathLike[str] | None = None,
-        val_list: str | os.PathLike[str] | None = None,
-        test_list: str | os.PathLike[str] | None = None,
-        predict_list: str | os.PathLike[str] | None = None,
-        classes: Sequence[str] | str | os.PathLike[str] | None = None,
+        train_list: str | Path | None = None,
+        val_list: str | Path | None = None,
+        test_list: str | Path | None = None,
+        predict_list: str | Path | None = None,
+        classes: Sequence[str] | str | Path | None = None,
         layout: str | None = None,
         fold: int = 1,
-        index: str | os.PathLike[str] | None = None,
+        index: str | Path | None = None,
         reader: str = "av",
         frames_fps: float | None = None,
         clip: ClipSpec | dict[str, Any] | None = None,
@@ -388,7 +389,7 @@ class VideoDataModule(L.LightningDataModule):
             batch["clips"] = batch["clips"].index_put((shown,), changed)
         return batch
 
-    def _find(self, classes: Sequence[str] | str | os.PathLike[str] | None) -> Collection:
+    def _find(self, classes: Sequence[str] | str | Path | None) -> Collection:
         """The samples of each split, and the classes; no samples where there are only videos to predict."""
         only_file = self._root is not None and os.path.isfile(self._root)
         if not self._lists and (only_file or self._predict_list is not None):

@@ -496,6 +496,8 @@ def test_options_are_read_from_a_command_line(split_folder):
     assert (options.test_crops, options.val_crops, options.classes) == ("full", 3, ["a", "b"])
     assert (list(options.short_sides), options.read_timeout) == ([20, 30], None)
     assert parser.parse_args(["--data.on_unreadable=blank", "--data.classes=names.txt"]).data.on_unreadable == "blank"
+    for name in ("root", "train_list", "classes", "index"):  # as what a config file names may be taken back
+        assert parser.parse_args([f"--data.{name}=null"]).data[name] is None
 
 
 def test_predict_takes_every_video_with_or_without_classes(tmp_path, split_folder, make_video):
