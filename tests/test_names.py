@@ -97,6 +97,15 @@ def test_two_that_may_be_meant_are_an_error(tmp_path):
         places.find([Wanted("a.mp4", "val.txt, line 1")])
 
 
+def test_of_folders_that_have_every_name_that_of_the_split_is_taken_or_none(tmp_path):
+    touch(tmp_path, "train/rgb/1.mp4", "train/rgb/2.mp4", "val/rgb/1.mp4", "val/rgb/2.mp4")
+    for split in ("train", "val"):
+        places = Places(tmp_path, search=True).find([Wanted("1.mp4", "list", split), Wanted("2.mp4", "list", split)])
+        assert [place.path for place in places] == [str(tmp_path / split / "rgb" / f"{n}.mp4") for n in (1, 2)]
+    with pytest.raises(InputError, match=r"list: '1.mp4' can be .*train/rgb/1.mp4 or .*; write more of the path"):
+        Places(tmp_path, search=True).find([Wanted("1.mp4", "list")])
+
+
 def test_a_file_that_is_there_as_written_is_taken_whatever_its_ending(tmp_path):
     places = Places(touch(tmp_path, "a.raw", "x/a.mp4"), search=True)
     assert places.find([Wanted("a.raw", "")], all_of_them=True) == [Place(str(tmp_path / "a.raw"), True)]

@@ -8,7 +8,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -202,29 +202,40 @@ class Places:
         InputError where a name is in several folders and nothing says which one is meant.
         """
         probes = wanted[:: max(1, len(wanted) // _PROBED)]
-        if probes and not all_of_them:
-            for join in self._joins(probes[0], first):
-                if all(os.path.exists(join(probe.path)) for probe in probes):
-                    return [Place(join(one.path), None) for one in wanted]
+        if probes and not all_of_them and (join := self._join_for(probes, first)):
+            return [Place(join(one.path), None) for one in wanted]
         if self._search:
             return [self._find(one) for one in wanted]
         paths = [os.path.join(self.start, one.path) for one in wanted]
         return [Place(path, os.path.exists(path)) for path in paths]
 
-    def _joins(self, probe: Wanted, first: Path | None) -> Iterable[functools.partial[str]]:
-        """Ways to make a path of a name: plain ones first, then those that find this one."""
+    def _join_for(self, probes: Sequence[Wanted], first: Path | None) -> functools.partial[str] | None:
+        """The way to make paths of names that finds all of these; None where there is none, or more than one folder
+        has them all, which `_find` tells apart.
+        """
+
+        def fits(join: functools.partial[str]) -> bool:
+            return all(os.path.exists(join(probe.path)) for probe in probes)
+
         for folder in (first, self.start):
-            if folder is not None:
-                yield functools.partial(_join, folder, "", False)
+            if folder is not None and fits(plain := functools.partial(_join, folder, "", False)):
+                return plain
         if not self._search:
-            return
-        near = sorted(self._near, key=lambda folder: SPLIT_NAMES.get(folder.name.lower()) != probe.split)
-        for folder in near:
-            for ending in ("", *sorted(VIDEO_ENDINGS)):
-                for in_place in (False, True) if os.path.splitext(probe.path)[1] else (False,):
-                    join = functools.partial(_join, folder, ending, in_place)
-                    if os.path.exists(join(probe.path)):
-                        yield join
+            return None
+        found: dict[bool, list[functools.partial[str]]] = {
+            True: [],
+            False: [],
+        }  # by whether it is called like the split
+        for folder in self._near:
+            joins = (
+                functools.partial(_join, folder, ending, in_place)
+                for ending in ("", *sorted(VIDEO_ENDINGS))
+                for in_place in (False, True)
+            )
+            if join := next(filter(fits, joins), None):
+                found[SPLIT_NAMES.get(folder.name.lower()) == probes[0].split].append(join)
+        best = found[True] or found[False]
+        return best[0] if len(best) == 1 else None
 
     @functools.cached_property
     def _near(self) -> list[Path]:
