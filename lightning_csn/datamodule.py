@@ -418,12 +418,9 @@ class VideoDataModule(L.LightningDataModule):
         return self.clip or self._complete_clip(None)
 
     def _samples_for(self, split: str) -> list[Sample]:
-        """The videos of a split, or InputError, also where one has no label; a folder without splits has one list."""
+        """The videos of a split, or InputError; a folder without splits has one list for all."""
         for name in (split, "all"):
             if name in self.samples:
-                for sample in self.samples[name]:
-                    if sample.label == -1:
-                        raise InputError(f"{sample.path}: no label for it in {name}; only predict takes such videos")
                 return self.samples[name]
         where = self._root if not self._lists else ", ".join(self._lists.values())
         there = ", ".join(self.samples) or "videos without classes"
@@ -466,8 +463,12 @@ class VideoDataModule(L.LightningDataModule):
     def _dataset(self, stage: str, **options: Any) -> VideoDataset:
         if self._index_path is not None and self._index is None:
             self._index = VideoIndex.read(self._index_path)
+        samples = self.samples_of(stage)
+        without = next((sample.path for sample in samples if sample.label == -1 and stage != "predict"), None)
+        if without is not None:
+            raise InputError(f"{without}: no label for it in {stage}; only predict takes such videos")
         return VideoDataset(
-            self.samples_of(stage),
+            samples,
             self._clip(),
             train=stage == "train",
             sampling=self.sampling,

@@ -223,6 +223,23 @@ def test_videos_without_a_label_are_for_predict_only(split_folder, tmp_path):
     assert sum(map(len, trainer().predict(Recorder(), module))) == 4  # both lists
 
 
+def test_no_batch_looks_through_all_videos(split_folder):
+    class Counted(list):
+        times = 0
+
+        def __iter__(self):
+            self.times += 1
+            return super().__iter__()
+
+    times = set()
+    for batch_size in (1, 6):
+        module = data(split_folder, batch_size=batch_size)
+        module.samples["train"] = Counted(module.samples["train"])
+        trainer().fit(Recorder(), module)
+        times.add(module.samples["train"].times)
+    assert len(times) == 1  # whatever the number of batches
+
+
 def test_mirrored_classes_change_places(tmp_path, make_video):
     for name in ("left", "right", "up"):
         make_video(tmp_path / name / "a.mp4", frames=4, size=(16, 16))
