@@ -426,11 +426,25 @@ def test_lists_in_a_root_with_any_delimiter_and_spaces_in_names(tmp_path, delimi
     assert collection.layout.startswith("lists: train_list.txt, val_list.txt")
 
 
-def test_lists_come_before_class_folders_but_not_a_text_that_is_none(tmp_path):
+def test_lists_come_before_class_folders_but_not_a_text_that_is_none(tmp_path, caplog):
     make(tmp_path, "run/a.mp4", "jump/b.mp4")
     write(tmp_path / "train_notes.txt", "we filmed these on a sunny day\nand trained on all 5\n")
     write(tmp_path / "train.log.txt", "epoch 1 loss 5\n")
     assert find_samples(tmp_path).layout == "a folder per class: 2 videos"
+    assert "train_notes.txt: passed over, for it is no list of videos that are here" in caplog.text
+    caplog.clear()
+    write(tmp_path / "val.txt", "nowhere/a.mp4 0\n")
+    (tmp_path / "test.txt").write_bytes("run/a.mp4 0\n".encode("utf-16"))
+    write(tmp_path / "test.json", "[1,")
+    assert find_samples(tmp_path).layout == "a folder per class: 2 videos"
+    assert "val.txt: passed over" in caplog.text
+    assert caplog.text.count("test.txt: a list of videos is text in UTF-8") == 1
+    assert caplog.text.count("test.json, line 1: no JSON") == 1
+    caplog.clear()
+    find_samples(tmp_path, layout="folders")
+    assert "passed over" not in caplog.text
+    for name in ("val.txt", "test.txt", "test.json"):
+        (tmp_path / name).unlink()
     write(tmp_path / "train.txt", "run/a.mp4 running\n")
     assert find_samples(tmp_path).classes == ["running"]
     assert find_samples(tmp_path, layout="folders").classes == ["jump", "run"]

@@ -164,10 +164,9 @@ def _from_root(root: Path, classes: list[str] | None, layout: str | None, fold: 
             if table.rows
         }
         if any(split.any_there for split in read.values()):
+            _report_passed_over(source, read)
             if name == "folders":
                 _report_left_out(root, files)
-            else:
-                _report_passed_over(source, read)
             for message in nearly:
                 _log.warning("%s; %s is taken instead", message, LAYOUTS[name].title)
             return _collect(root, read, classes, fold)
@@ -176,6 +175,7 @@ def _from_root(root: Path, classes: list[str] | None, layout: str | None, fold: 
             where = one.table.where(one.table.rows[0])
             nearly.append(f"{where}: no such file: {one.places[0].path}, nor any other that is named")
     if not nearly and layout in (None, "folders") and list_videos(root):
+        _report_passed_over(source, {})
         return Collection({}, list(classes or []), "videos without classes")
     raise InputError(f"{root}: {'; '.join(nearly) or 'no videos in it'}{_looked_for(_choose(layout))}")
 
@@ -365,13 +365,19 @@ def _relative(path: Path, root: Path | None) -> str:
 
 
 def _report_passed_over(source: Source, read: Mapping[str, _Read]) -> None:
-    """Say which list files of splits that got no videos are in another layout than that of the others."""
-    used = {one.table.source for one in read.values()} | {one.table.classes_file for one in read.values()}
-    rows = {row.split for one in read.values() for row in one.table.rows}
+    """Say which list files of splits were not taken, for nothing that fits, or fits with the others, is in them."""
+    listed = {split: one for split, one in read.items() if one.layout != "folders"}
+    used = {one.table.source for one in listed.values()} | {one.table.classes_file for one in listed.values()}
+    rows = {row.split for one in listed.values() for row in one.table.rows}
+    reason = "the other lists are in another layout" if listed else "it is no list of videos that are here"
+    if source.chosen and not listed:
+        return  # nobody asked for lists
     for split, paths in source.files.items():
-        others = [str(path) for path in paths if path not in used]
-        if split != "all" and split not in read and split not in rows and others:
-            _log.warning("%s: passed over, for the other lists are in another layout", ", ".join(others))
+        for path in paths if split != "all" else ():
+            if path in source.faults:
+                _log.warning("%s; it is passed over", source.faults[path])
+            elif path not in used and split not in listed and split not in rows:
+                _log.warning("%s: passed over, for %s", path, reason)
 
 
 def _report_left_out(root: Path, folders: Mapping[str, Path]) -> None:

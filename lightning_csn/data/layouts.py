@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import functools
 import io
-import logging
 import math
 import os
 import re
@@ -48,8 +47,6 @@ from lightning_csn.data.names import (
 )
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
-
-_log = logging.getLogger(__name__)
 
 _LIST_ENDINGS = (".csv", ".json", ".tsv", ".txt")
 _WHOLE_LISTS = frozenset(
@@ -128,6 +125,7 @@ class Source:
         self.fold = fold
         self.chosen = chosen
         self.lines: dict[Path, list[Line]] = {}  # of the lists without a heading that were tried
+        self.faults: dict[Path, str] = {}  # of files that nobody named, which cannot be read
 
     @functools.cached_property
     def places(self) -> Places:
@@ -165,9 +163,10 @@ class Source:
         """The text of a file; None where a file that nobody named has none."""
         try:
             return _text(path)
-        except InputError:
+        except InputError as error:
             if self.lists:
                 raise
+            self.faults[path] = str(error)
             return None
 
     def json(self, path: Path) -> Any:
@@ -179,8 +178,7 @@ class Source:
         except InputError as error:
             if self.lists:
                 raise
-            if split_of(path.stem) is not None:
-                _log.warning("%s; it is passed over", error)
+            self.faults[path] = str(error)
             return None
 
     def beside(self, files: Iterable[Path], pattern: str) -> Path | None:
