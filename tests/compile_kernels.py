@@ -1,29 +1,37 @@
 """Compiles every kernel as a launch at CSN's shapes would, for compute capability 9.0, on any machine.
 
 Prints, for each kernel, its name, registers per thread, bytes of stack and local memory (spilled registers), and how
-many of its loads and stores move 2 bytes or less a thread. Run by test_depthwise.py in a process of its own, since the
-interpreter and the compiler exclude each other.
+many of its loads and stores move 2 bytes or less a thread; with --seconds what compiling took as well; with --count
+only their number. Run by test_depthwise.py in a process of its own, since the interpreter and the compiler exclude each
+other. `TRITON_ALWAYS_COMPILE=1 python tests/compile_kernels.py --seconds step` is what a cold first step compiles.
 """
 
 import re
+import resource
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import torch
 import triton
+from torch import nn
+from torch._library.custom_ops import OPDEFS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lightning_csn.models import depthwise_kernels, fused_kernels, launch
+from lightning_csn.models import depthwise, depthwise_kernels, fused_kernels, launch
+from lightning_csn.models.network import create_network
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 
 
 class Compiler:
-    """Stands in for a kernel: a launch compiles it."""
+    """Stands in for a kernel: a launch compiles it, once for each variant."""
+
+    seen: set[str] = set()
 
     def __init__(self, kernel):
         self.kernel = kernel
@@ -47,15 +55,30 @@ class Compiler:
                 signature[parameter.name] = "i64" if abs(value) >= 2**31 else "i32"
                 if value % 16 == 0 and not parameter.do_not_specialize:
                     attributes[(i,)] = [["tt.divisibility", 16]]
-        source = ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=attributes)
-        compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
-        with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-            file.write(compiled.asm["cubin"])
-            file.flush()
-            usage = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True)
-        numbers = [int(re.search(rf"{name}:(\d+)", usage.stdout)[1]) for name in ("REG", "STACK", "LOCAL")]
-        narrow = re.findall(r"(?:ld|st)\.global(?:\.(?!v\d)\w+)*\.b(?:8|16)\b", compiled.asm["ptx"])
-        print(self.kernel.__name__, *numbers, len(narrow), flush=True)
+        variant = str((self.kernel.__name__, signature, constants, attributes, num_warps))
+        if variant not in self.seen and "--count" not in sys.argv:
+            started, used = time.perf_counter(), cpu_seconds()
+            source = ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=attributes)
+            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+            seconds = f"{time.perf_counter() - started:.2f} s, of a CPU {cpu_seconds() - used:.2f} s"
+            print(self.kernel.__name__, *usage(compiled), *([seconds] if "--seconds" in sys.argv else []), flush=True)
+        self.seen.add(variant)
+
+
+def usage(compiled):
+    """Registers, bytes of stack and of local memory, and narrow accesses of a compiled kernel."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    narrow = re.findall(r"(?:ld|st)\.global(?:\.(?!v\d)\w+)*\.b(?:8|16)\b", compiled.asm["ptx"])
+    return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")] + [len(narrow)]
+
+
+def cpu_seconds():
+    """Of this process and of the assemblers that it started."""
+    each = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in each)
 
 
 def tensor(*shape, dtype=torch.bfloat16, last=True):
@@ -63,7 +86,7 @@ def tensor(*shape, dtype=torch.bfloat16, last=True):
     return torch.empty(shape, dtype=dtype, device="meta", memory_format=memory_format)
 
 
-def depthwise(B, C, T, H, W, strides=(1, 1, 1), dtype=torch.bfloat16, last=True, fused=False, only=None):
+def layer(B, C, T, H, W, strides=(1, 1, 1), dtype=torch.bfloat16, last=True, fused=False, only=None):
     x = tensor(B, C, T, H, W, dtype=dtype, last=last)
     sizes = [(size - 1) // stride + 1 for size, stride in zip((T, H, W), strides, strict=True)]
     out = tensor(B, C, *sizes, dtype=dtype, last=last)
@@ -88,18 +111,38 @@ def rest(dtype=torch.bfloat16):
     launch.gradient(y, y, norm, sums, y, relu=True, batch=True)
 
 
+def step(way):
+    """A training step of a whole network: all depths have the same shapes."""
+    depthwise.choose_way = lambda *_: "triton"
+    depthwise.autocast_dtype = lambda x: None
+    for name, operator in OPDEFS.items():
+        if name.startswith("lightning_csn"):  # on the meta device, launch instead of only making the result
+            operator._abstract_fn = operator._init_fn
+    with torch.device("meta"):
+        network = create_network("ircsn_26").bfloat16()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm3d):  # as under autocast
+            module.float()
+    x = tensor(8, 64, 32, 56, 56).requires_grad_()
+    with depthwise.depthwise_backend(way):
+        for stage in (network.stage1, network.stage2, network.stage3, network.stage4):
+            x = stage(x)
+        x.float().sum().backward()
+
+
 CASES = {
-    "stage1": lambda: depthwise(8, 64, 32, 56, 56, fused=True),
-    "stage1_plain": lambda: depthwise(8, 64, 32, 56, 56),
-    "stage2_first": lambda: depthwise(8, 128, 32, 56, 56, strides=(2, 2, 2), fused=True),
-    "stage4": lambda: depthwise(8, 512, 4, 7, 7, fused=True),
-    "stage1_256_pixels": lambda: depthwise(8, 64, 32, 64, 64),
-    "contiguous": lambda: depthwise(8, 64, 32, 56, 56, last=False),
-    "contiguous_stage2_first": lambda: depthwise(8, 128, 32, 56, 56, strides=(2, 2, 2), last=False),
-    "space_only": lambda: depthwise(8, 128, 32, 56, 56, strides=(1, 2, 2)),
-    "fp32": lambda: depthwise(8, 64, 32, 56, 56, dtype=torch.float32, fused=True),
-    "fp16": lambda: depthwise(8, 64, 32, 56, 56, dtype=torch.float16),
+    "stage1": lambda: layer(8, 64, 32, 56, 56, fused=True),
+    "stage1_plain": lambda: layer(8, 64, 32, 56, 56),
+    "stage2_first": lambda: layer(8, 128, 32, 56, 56, strides=(2, 2, 2), fused=True),
+    "stage4": lambda: layer(8, 512, 4, 7, 7, fused=True),
+    "stage1_256_pixels": lambda: layer(8, 64, 32, 64, 64),
+    "contiguous": lambda: layer(8, 64, 32, 56, 56, last=False),
+    "contiguous_stage2_first": lambda: layer(8, 128, 32, 56, 56, strides=(2, 2, 2), last=False),
+    "space_only": lambda: layer(8, 128, 32, 56, 56, strides=(1, 2, 2)),
+    "fp32": lambda: layer(8, 64, 32, 56, 56, dtype=torch.float32, fused=True),
+    "fp16": lambda: layer(8, 64, 32, 56, 56, dtype=torch.float16),
     "rest": rest,
+    "step": lambda: step("fused"),
 }
 
 if __name__ == "__main__":
@@ -111,6 +154,8 @@ if __name__ == "__main__":
                 setattr(module, name, Compiler(getattr(module, name)))
     for name in ("gradient_sums", "gradient"):
         setattr(fused_kernels, name, Compiler(getattr(fused_kernels, name)))
-    for case in sys.argv[1:] or CASES:
+    for case in [argument for argument in sys.argv[1:] if argument[0] != "-"] or CASES:
+        Compiler.seen.clear()
         print(f"# {case}")
         CASES[case]()
+        print(f"# {len(Compiler.seen)} kernels")

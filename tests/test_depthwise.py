@@ -443,21 +443,30 @@ def test_measured_tiles_are_kept_and_used(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["depthwise_tiles.json"]
 
 
-def test_kernels_compile_for_a_gpu_without_spilling_registers_and_with_wide_accesses():
-    # The interpreter forgives what the compiler does not, and the compiler needs no GPU.
+def compile_for_a_gpu(*arguments):
+    """What compile_kernels.py prints: the interpreter forgives what the compiler does not, which needs no GPU."""
     script = Path(__file__).parent / "compile_kernels.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(Path(depthwise.__file__).parents[2])
-    command = [sys.executable, "-W", "ignore", str(script), "stage1", "stage2_first", "contiguous", "rest"]
+    command = [sys.executable, "-W", "ignore", str(script), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    kernels = [line.split() for line in done.stdout.splitlines() if not line.startswith("#")]
+    return done.stdout.splitlines()
+
+
+def test_kernels_compile_for_a_gpu_without_spilling_registers_and_with_wide_accesses():
+    lines = compile_for_a_gpu("stage1", "stage2_first", "contiguous", "rest")
+    kernels = [line.split() for line in lines if not line.startswith("#")]
     assert len(kernels) == 13
     for i, (name, registers, stack, local, narrow) in enumerate(kernels):
         assert (name, stack, local) == (name, "0", "0")
         assert int(registers) <= 255
         if i not in (5, 6):  # of the contiguous layout; else single elements are loaded of the 27 weights only
             assert int(narrow) <= (2 * 27 if name in ("convolve", "input_gradient") else 0), name
+
+
+def test_the_first_step_of_a_network_compiles_few_kernels():
+    assert compile_for_a_gpu("--count", "step") == ["# step", "# 18 kernels"]
 
 
 def test_the_check_before_first_use_passes_good_kernels_and_stops_bad_ones(monkeypatch):

@@ -38,7 +38,7 @@ import triton.language as tl
 
 # One kernel does for all of these. C is not among them: only where it is known to be a multiple of 16 are the loads of
 # neighbouring channels one instruction.
-SIZES = ["B", "T", "X", "A", "T_OUT", "X_OUT", "A_OUT", "strips", "chunks"]
+SIZES = ["B", "T", "X", "A", "T_OUT", "X_OUT", "A_OUT", "strips", "chunks", "planes"]
 
 
 @triton.jit
@@ -140,16 +140,17 @@ def convolve(
     A_OUT,
     strips,
     chunks,
+    planes,
     x_b,
     x_c,
     x_t,
     x_x,
-    x_a: tl.constexpr,
+    x_a,
     out_b,
     out_c,
     out_t,
     out_x,
-    out_a: tl.constexpr,
+    out_a,
     STRIDE_T: tl.constexpr,
     STRIDE: tl.constexpr,
     FLIP: tl.constexpr,
@@ -157,13 +158,12 @@ def convolve(
     AFTER: tl.constexpr,  # of the output: 0 nothing, 1 statistics, 2 scale, shift and ReLU
     CHANNELS_LAST: tl.constexpr,
     EXACT: tl.constexpr,  # the strips fill their lines
-    PLANES: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Forward; with FLIP and stride 1 the input gradient. Grid (rows, lanes x chunks of PLANES outputs in time, B)."""
+    """Forward; with FLIP and stride 1 the input gradient. Grid (rows, lanes x chunks of `planes` outputs in time, B)."""
     WIDTH: tl.constexpr = STRIDE * (N - 1) + 3
     channel, channel_ok, across, start, chunk, ok = locate(
         C, X_OUT, A_OUT, strips, N, CHANNELS_LAST, ROWS, LANES, chunks
@@ -200,8 +200,8 @@ def convolve(
     count = zero
     first = zero
     second = zero
-    t_first = chunk * PLANES
-    for i in range(PLANES + 3 - STRIDE_T):
+    t_first = chunk * planes
+    for i in range(planes + 3 - STRIDE_T):
         if STRIDE_T == 1:  # plane t is the last of output t - 1, the middle of t and the first of t + 1
             t = t_first - 1 + i
             in_t = (flat + t >= 0) & (flat + t < T)
@@ -296,21 +296,21 @@ def input_gradient(
     A_OUT,
     strips,
     chunks,
+    planes,
     grad_b,
     grad_c,
     grad_t,
     grad_x,
-    grad_a: tl.constexpr,
+    grad_a,
     out_b,
     out_c,
     out_t,
     out_x,
-    out_a: tl.constexpr,
+    out_a,
     STRIDE_T: tl.constexpr,
     STRIDE: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     EXACT: tl.constexpr,  # the strips fill their lines
-    PLANES: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -341,8 +341,8 @@ def input_gradient(
     target = out_ptr + (
         clip * out_b + wide * out_c + (STRIDE * across).to(tl.int64) * out_x + (STRIDE * start).to(tl.int64) * out_a
     )
-    for i in range(PLANES):
-        cell = chunk * PLANES + i
+    for i in range(planes):
+        cell = chunk * planes + i
         grads = ()
         for dt in tl.static_range(NT):
             t = cell - BELOW_T + dt
@@ -430,22 +430,22 @@ def weight_gradient(
     A_OUT,
     strips,
     chunks,
+    planes,
     x_b,
     x_c,
     x_t,
     x_x,
-    x_a: tl.constexpr,
+    x_a,
     grad_b,
     grad_c,
     grad_t,
     grad_x,
-    grad_a: tl.constexpr,
+    grad_a,
     STRIDE_T: tl.constexpr,
     STRIDE: tl.constexpr,
     NORM: tl.constexpr,
     CHANNELS_LAST: tl.constexpr,
     EXACT: tl.constexpr,  # the strips fill their lines
-    PLANES: tl.constexpr,
     N: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
@@ -480,7 +480,7 @@ def weight_gradient(
     grad_place = wide * grad_c + across.to(tl.int64) * grad_x + start.to(tl.int64) * grad_a
     zero = tl.zeros((ROWS, LANES), ACC)
     sums = (zero,) * 27
-    t_first = chunk * PLANES
+    t_first = chunk * planes
     for turn in range(tl.cdiv(B - tl.program_id(2), tl.num_programs(2))):
         b = tl.program_id(2) + turn * tl.num_programs(2)
         source = x_ptr + (b.to(tl.int64) * x_b + x_place)
@@ -489,7 +489,7 @@ def weight_gradient(
         before = load_strip(slope + t.to(tl.int64) * grad_t, grad_a, ok & (flat + t >= 0), start, A_OUT, N, EXACT, ACC)
         t = t_first
         now = load_strip(slope + t.to(tl.int64) * grad_t, grad_a, ok & (flat + t < T_OUT), start, A_OUT, N, EXACT, ACC)
-        for i in range(PLANES):
+        for i in range(planes):
             o = t_first + i  # outputs o - 1, o and o + 1 are before, now and after
             after = load_strip(
                 slope + (o + 1).to(tl.int64) * grad_t, grad_a, ok & (flat + o + 1 < T_OUT), start, A_OUT, N, EXACT, ACC

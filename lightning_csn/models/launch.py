@@ -173,7 +173,9 @@ def shape_arguments(large: Tensor, small: Tensor, problem: Problem, tile: Tile) 
     sizes = [large.shape[1], *(tensor.shape[axis] for tensor in (large, small) for axis in (2, across, along))]
     arguments = dict(zip(("C", "T", "X", "A", "T_OUT", "X_OUT", "A_OUT"), sizes, strict=True))
     arguments |= {"strips": strips, "chunks": chunks, "STRIDE_T": problem.strides[0], "STRIDE": problem.strides[1]}
-    arguments |= {"CHANNELS_LAST": problem.channels_last, "PLANES": tile.planes, "N": tile.strip}
+    arguments |= {"CHANNELS_LAST": problem.channels_last, "planes": tile.planes, "N": tile.strip}
+    # That strips fill their lines saves half of the masks. At stride 2, which few layers have, it is not worth compiling.
+    arguments["EXACT"] = 2 not in problem.strides and small.shape[along] % tile.strip == 0
     arguments |= {"LANES": problem.lanes, "ROWS": max(1, tile.elements // problem.lanes)}
     arguments["ACC"] = tl.float64 if large.dtype == torch.float64 else tl.float32
     arguments["num_warps"] = max(1, arguments["ROWS"] * arguments["LANES"] // 64)
@@ -225,7 +227,6 @@ def convolve(
                 FLIP=flip,
                 NORM=0 if norm is None else 1 + norm[2],
                 AFTER=1 if statistics else 2 if after else 0,
-                EXACT=out.shape[4 if last else 3] % tile.strip == 0,
                 **arguments,
                 **step_arguments("x", x, last),
                 **step_arguments("out", out, last),
@@ -251,7 +252,6 @@ def input_gradient(
                 grad,
                 weight.contiguous(),
                 out,
-                EXACT=grad.shape[4 if last else 3] % tile.strip == 0,
                 **arguments,
                 **step_arguments("grad", grad, last),
                 **step_arguments("out", out, last),
@@ -288,7 +288,6 @@ def weight_gradient(
             norm and norm[1],
             B=x.shape[0],
             NORM=0 if norm is None else 1 + norm[2],
-            EXACT=grad.shape[4 if last else 3] % tile.strip == 0,
             **arguments,
             **step_arguments("x", x, last),
             **step_arguments("grad", grad, last),
@@ -305,7 +304,7 @@ def tiles(tensor: Tensor, *, reduce: bool = False) -> tuple[tuple[int, int], dic
         raise ValueError(f"channels_last_3d expected, got sizes {tuple(tensor.shape)} and strides {tensor.stride()}")
     channels = tensor.shape[1]
     places = tensor.numel() // channels
-    lanes = min(128, triton.next_power_of_2(channels))
+    lanes = min(64, triton.next_power_of_2(channels))  # 128 bytes at 16 bits; the same for all layers of CSN
     rows = 4096 // lanes  # 16 elements for each thread of 8 warps
     blocks, across = triton.cdiv(places, rows), triton.cdiv(channels, lanes)
     arguments = {"P": places, "C": channels, "ROWS": rows, "LANES": lanes, "num_warps": 8}
