@@ -172,6 +172,33 @@ def test_places_beyond_32_bits_are_found():
         assert_close(depthwise_conv3d(x, weight), reference(x.to(F64), weight.to(F64)), 27)
 
 
+@pytest.mark.parametrize("axis", [3, 4], ids=["along the strips", "across them"])
+def test_steps_that_overflow_32_bits_when_taken_twice(axis):
+    if DEVICE == "cpu":
+        torch.use_deterministic_algorithms(False)
+    steps = [36, 18, 9, 3, 3]
+    steps[axis], steps[7 - axis] = 2**30 + 64, 3
+
+    def far(shape):
+        places = torch.empty(2 * steps[axis] + 512, dtype=F16, device=DEVICE).as_strided(shape, steps)
+        return places.copy_(torch.randn(shape, device=DEVICE).to(F16))
+
+    for stride in (1, 2):
+        x, strides, weight = far((1, 2, 2, 3, 3)), (stride,) * 3, make((1, 2), F16)[1].detach()
+        wanted = reference(x.to(F64), weight.to(F64), stride)
+        out = torch.empty(wanted.shape, dtype=F16, device=DEVICE)
+        launch.convolve(x, weight, out, strides)
+        assert_close(out, wanted, 27)
+        exact = weight.to(F64).requires_grad_()
+        (of_weight,) = torch.autograd.grad(reference(x.to(F64), exact, stride).sum(), exact)
+        assert_close(launch.weight_gradient(torch.ones_like(out), x, strides).view_as(weight), of_weight, out.numel())
+        exact = x.to(F64).requires_grad_()
+        (of_x,) = torch.autograd.grad(reference(exact, weight.to(F64), stride), exact, out.to(F64))
+        launch.input_gradient(out, weight, x, strides)
+        assert_close(x, of_x, 27)
+        del x
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 def test_results_beyond_32_bits_are_written_where_they_belong(stride):
     step, strides = 2**30 + 64, (stride,) * 3

@@ -96,6 +96,12 @@ def load_weights(weight_ptr, channel, channel_ok, CHANNELS_LAST: tl.constexpr, F
 
 
 @triton.jit
+def long(step):
+    """A step in memory in 64 bits, so that no multiple of it overflows."""
+    return tl.program_id(0).to(tl.int64) * 0 + step  # a step of 1 is a constant, which has no method to()
+
+
+@triton.jit
 def locate(
     C, X, A, STRIPS, N: tl.constexpr, CHANNELS_LAST: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, CHUNKS
 ):
@@ -165,6 +171,7 @@ def convolve(
 ):
     """Forward; with FLIP and stride 1 the input gradient. Grid (rows, lanes x chunks of `planes` outputs in time, B)."""
     WIDTH: tl.constexpr = STRIDE * (N - 1) + 3
+    x_x, x_a, out_a = long(x_x), long(x_a), long(out_a)
     channel, channel_ok, across, start, chunk, ok = locate(
         C, X_OUT, A_OUT, strips, N, CHANNELS_LAST, ROWS, LANES, chunks
     )
@@ -328,6 +335,7 @@ def input_gradient(
     NT: tl.constexpr = 2 + BELOW_T
     NX: tl.constexpr = 2 + BELOW
     WIDTH: tl.constexpr = N + NX - 1
+    grad_x, grad_a, out_x, out_a = long(grad_x), long(grad_a), long(out_x), long(out_a)
     channel, channel_ok, across, start, chunk, ok = locate(
         C, X_OUT, A_OUT, strips, N, CHANNELS_LAST, ROWS, LANES, chunks
     )
@@ -458,6 +466,7 @@ def weight_gradient(
     The order of the sums is fixed by the shape, and nothing is added atomically: the same input gives the same bits.
     """
     WIDTH: tl.constexpr = STRIDE * (N - 1) + 3
+    x_x, x_a, grad_a = long(x_x), long(x_a), long(grad_a)
     channel, channel_ok, across, start, chunk, ok = locate(
         C, X_OUT, A_OUT, strips, N, CHANNELS_LAST, ROWS, LANES, chunks
     )
