@@ -122,6 +122,16 @@ def test_links_to_folders_are_looked_through_once(tmp_path):
     assert place == Place(str(tmp_path / "root/again/train/run/a.mp4"), True)
 
 
+def test_links_that_end_nowhere_or_in_a_circle_are_passed_over(tmp_path):
+    touch(tmp_path, "run/a.mp4")
+    (tmp_path / "self").symlink_to(tmp_path / "self")
+    (tmp_path / "nowhere").symlink_to(tmp_path / "gone")
+    (tmp_path / "run" / "above").symlink_to(tmp_path)
+    assert folders_in(tmp_path) == [tmp_path / "run"]
+    assert not holds_frames(tmp_path)
+    assert list_videos(tmp_path) == [str(tmp_path / "run" / "a.mp4")]
+
+
 def test_without_a_search_paths_are_as_written(tmp_path):
     places = Places(touch(tmp_path, "videos/a.mp4"), search=False)
     assert places.find([Wanted("a.mp4", "")]) == [Place(str(tmp_path / "a.mp4"), False)]

@@ -78,7 +78,15 @@ def holds_frames(folder: str | os.PathLike[str]) -> bool:
             shown = [entry for entry in entries if not entry.name.startswith(".")]
     except OSError:
         return False
-    return _are_frames([entry.name for entry in shown], [entry.name for entry in shown if entry.is_dir()])
+    return _are_frames([entry.name for entry in shown], [entry.name for entry in shown if _is_folder(entry)])
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether this is a folder, or a link to one; a link that ends nowhere or in itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _are_frames(files: Sequence[str], folders: Sequence[str]) -> bool:
@@ -130,7 +138,7 @@ def folders_in(folder: str | os.PathLike[str]) -> list[Path]:
     """The folders in a folder, sorted, without hidden ones."""
     try:
         with os.scandir(folder) as entries:  # says what is a folder without asking for each of a million files
-            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+            return sorted(Path(entry.path) for entry in entries if not entry.name.startswith(".") and _is_folder(entry))
     except PermissionError as error:
         _report_locked(error)
         return []
