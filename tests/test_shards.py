@@ -1,8 +1,10 @@
 import http.server
 import io
 import json
+import sys
 import tarfile
 import threading
+import types
 from pathlib import Path
 
 import fsspec
@@ -240,6 +242,31 @@ def test_all_of_a_small_shard_is_not_taken_for_a_video(server, monkeypatch):
     monkeypatch.setattr(shards, "MOST_NOTE_BYTES", 100_000)  # more than all of the shard
     with pytest.raises(VideoError, match="does not heed the Range"):
         open_video(path)
+
+
+@pytest.mark.parametrize("place", ["512+999999999999999", f"{10**25}+5", f"512+{10**25}"])
+def test_a_member_beyond_the_end_of_a_shard_is_an_error(place, packed):
+    """However far beyond: a damaged index costs no memory."""
+    with pytest.raises(VideoError, match="the shard ends before"):
+        read_member(f"{packed}/train-000000.tar?{place}#000000.mp4")
+
+
+def test_what_the_library_of_s3_raises_is_an_error_with_the_address(monkeypatch):
+    """Its errors are no OSError: without credentials, every worker would end with a traceback."""
+
+    class BotoCoreError(Exception):
+        pass
+
+    class Store:
+        def cat_file(self, path, start=None, end=None, **options):
+            raise BotoCoreError("Unable to locate credentials")
+
+    monkeypatch.setitem(sys.modules, "botocore", types.ModuleType("botocore"))
+    monkeypatch.setitem(sys.modules, "botocore.exceptions", types.SimpleNamespace(BotoCoreError=BotoCoreError))
+    monkeypatch.setattr(shards, "PAUSES_SECONDS", (0.01,))
+    monkeypatch.setattr("fsspec.core.url_to_fs", lambda address: (Store(), address))
+    with pytest.raises(VideoError, match=r"s3://bucket/a.tar.*Unable to locate credentials"):
+        read_member("s3://bucket/a.tar?512+4#000000.mp4")
 
 
 def test_a_server_that_is_gone_is_an_error_with_the_address(monkeypatch):

@@ -44,10 +44,7 @@ INDEX = "index.json"
 MOST_NOTE_BYTES = 4096  # of the JSON after a video, if it is to come with the video in one read
 PAUSES_SECONDS = (0.2, 1.0, 4.0)  # before an address is tried again
 _MEMBER = re.compile(r"(?P<shard>.+\.tar)\?(?P<offset>\d+)\+(?P<bytes>\d+)#(?P<name>[\w.-]+)", re.ASCII | re.DOTALL)
-REFUSED = frozenset(range(400, 500)) - {
-    408,
-    429,
-}  # of HTTP; those two mean "later"
+REFUSED = frozenset(range(400, 500)) - {408, 429}  # of HTTP; those two mean "later"
 _FOR_GOOD = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)  # trying again is of no use
 
 
@@ -121,9 +118,10 @@ def _read(member: Member, most: int) -> bytes:
         if is_address(member.shard):
             content = _fetch(member.shard, member.offset, member.offset + most)
         else:
-            with open(member.shard, "rb", buffering=0) as shard:
-                shard.seek(member.offset)
-                content = shard.read(most)
+            with open(member.shard, "rb") as shard:
+                end = os.fstat(shard.fileno()).st_size  # room is made for all that is asked for
+                shard.seek(min(member.offset, end))
+                content = shard.read(min(most, end))
     except _ReadError as error:
         raise VideoError(f"{member}: {error}") from error
     except OSError as error:
@@ -249,6 +247,7 @@ def _fetch(address: str, start: int | None = None, end: int | None = None) -> by
     import aiohttp  # what fsspec reads http with; here, since most data sets are folders
     from fsspec.core import url_to_fs
 
+    failures = (OSError, aiohttp.ClientError, asyncio.TimeoutError, *_errors_of_s3())
     for pause in (*PAUSES_SECONDS, None):
         try:
             files, path = url_to_fs(address)
@@ -257,7 +256,7 @@ def _fetch(address: str, start: int | None = None, end: int | None = None) -> by
             raise _ReadError(str(error)) from error
         except _FOR_GOOD as error:
             raise _ReadError(_reason(error)) from error
-        except (OSError, aiohttp.ClientError, asyncio.TimeoutError) as error:
+        except failures as error:
             refused = isinstance(error, aiohttp.ClientResponseError) and error.status in REFUSED
             if pause is None or refused:
                 tries = "" if refused else f" ({len(PAUSES_SECONDS) + 1} times tried)"
@@ -265,6 +264,15 @@ def _fetch(address: str, start: int | None = None, end: int | None = None) -> by
             _log.info("%s: %s; tried again in %g seconds", address, _reason(error), pause)
             time.sleep(pause)
     raise AssertionError("the last round returns or raises")
+
+
+def _errors_of_s3() -> tuple[type[Exception], ...]:
+    """What s3fs lets through of the library below, such as that there are no credentials, which is no OSError."""
+    try:
+        from botocore.exceptions import BotoCoreError
+    except ImportError:
+        return ()
+    return (BotoCoreError,)
 
 
 def _reason(error: BaseException) -> str:
