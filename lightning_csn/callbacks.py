@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lightning_csn.errors import InputError
+from lightning_csn.errors import SharedError
 
 BATCHES_BETWEEN_CHECKS = 32  # of several processes, for which each waits for the others
 MemoryQuery = Callable[[torch.device], tuple[int, int] | None]
@@ -139,7 +139,7 @@ class UnreadableVideos(Callback):
             self._check(trainer, stage)
 
     def _check(self, trainer: Trainer, stage: str) -> None:
-        """Raise InputError, on all processes at once, where a stage has more unreadable videos than it may."""
+        """Raise SharedError, on all processes at once, where a stage has more unreadable videos than it may."""
         found = sum(one == stage for one, _ in self._messages)
         if trainer.world_size > 1:
             found = int(
@@ -156,8 +156,8 @@ class UnreadableVideos(Callback):
         if len(messages) <= allowed:
             return
         if raises:
-            raise InputError(messages[0])
-        raise InputError(
+            raise SharedError(messages[0])
+        raise SharedError(
             f"{len(messages)} of the {count} videos of the {stage} split cannot be read, more than the share of "
             f"{data.unreadable_limit:g} that unreadable_limit allows; 'lightning-csn check-data' finds all of them, "
             f"to be mended or taken out; the first: {messages[0]}"

@@ -15,6 +15,10 @@ class InputError(ValueError):
     """
 
 
+class SharedError(InputError):
+    """An InputError that all processes of a run raise together, so that one of them can speak for all."""
+
+
 def check_count(option: str, value: Any, least: int = 1) -> int:
     """`value`, NumPy's too, as an int; InputError unless it is a whole number of `least` or more."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:

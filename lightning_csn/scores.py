@@ -31,7 +31,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_csn.data.samples import Sample
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, SharedError
 from lightning_csn.metrics import VideoScores, average_precisions, gather, mean_to_score, protocol_text, view_text
 
 _log = logging.getLogger(__name__)
@@ -520,7 +520,7 @@ def on_first_process(trainer: Trainer, work: Callable[[], Answer]) -> Answer:
             problem = str(error)
     answer, problem = trainer.strategy.broadcast((answer, problem))
     if problem is not None:
-        raise InputError(problem)
+        raise SharedError(problem)
     return answer  # type: ignore[return-value]  # there is one where there is no problem
 
 

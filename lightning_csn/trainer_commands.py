@@ -32,7 +32,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_csn.callbacks import PeakMemory, UnreadableVideos
 from lightning_csn.datamodule import VideoDataModule
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, SharedError
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import PredictionWriter
@@ -274,6 +274,10 @@ class TrainerCommand(LightningCLI):
             method(
                 self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True, **options
             )
+        except SharedError:
+            if self.trainer.is_global_zero:
+                raise
+            return  # as if all were well: where one process fails, Lightning kills the first, which has this to say
         except MisconfigurationException as error:
             raise InputError(str(error)) from error
         except OSError as error:

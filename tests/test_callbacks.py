@@ -152,6 +152,16 @@ def test_too_many_unreadable_videos_are_an_error_of_the_command_and_listed(damag
     assert listed(tmp_path / "version_0") == [("train", path) for path in broken["train"]]
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_of_several_processes_the_first_one_says_what_all_found(damaged, first, tmp_path, monkeypatch, capsys):
+    root, _ = damaged
+    monkeypatch.setattr(L.Trainer, "is_global_zero", first)
+    options = [*SMALL, f"--data.root={root}", f"--trainer.default_root_dir={tmp_path}", "--trainer.logger=false"]
+    options += ["--trainer.enable_checkpointing=false", "--data.on_unreadable=raise"]
+    assert main(["fit", *options]) == (2 if first else 0)
+    assert ("error: " in capsys.readouterr().err) == first
+
+
 def test_the_progress_bar_shows_how_many_once_there_are_some(damaged, monkeypatch):
     root, _ = damaged
     shown = []
