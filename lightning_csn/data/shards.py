@@ -247,7 +247,7 @@ def _fetch(address: str, start: int | None = None, end: int | None = None) -> by
     import aiohttp  # what fsspec reads http with; here, since most data sets are folders
     from fsspec.core import url_to_fs
 
-    failures = (OSError, aiohttp.ClientError, asyncio.TimeoutError, *_errors_of_s3())
+    failures: tuple[type[Exception], ...] = (OSError, aiohttp.ClientError, asyncio.TimeoutError, *_errors_of_s3())
     for pause in (*PAUSES_SECONDS, None):
         try:
             files, path = url_to_fs(address)
