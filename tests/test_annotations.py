@@ -102,6 +102,11 @@ def test_given_classes_fix_the_order(tmp_path):
         find_samples(tmp_path, classes=["jumping", "run"])
 
 
+def test_no_class_is_named_twice(tmp_path):
+    with pytest.raises(InputError, match="classes: 'run' names two classes"):
+        find_samples(touch(tmp_path, "run/a.mp4"), classes=["run", "jump", "run"])
+
+
 def test_folders_that_are_called_by_numbers_are_classes_of_these_names(tmp_path, caplog):
     touch(tmp_path, "10/a.mp4", "2/b.mp4")
     assert find_samples(tmp_path).classes == ["10", "2"]

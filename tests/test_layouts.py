@@ -587,6 +587,12 @@ def test_a_list_whose_videos_are_elsewhere_is_told_from_no_list(tmp_path, caplog
         find_samples(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["[" * 100_000, f"[{'9' * 5000}]"])
+def test_json_that_nobody_can_read(tmp_path, text):
+    with pytest.raises(InputError, match=r"train.json: no JSON that can be read: "):
+        find_samples(lists={"train": write(tmp_path / "train.json", text)})
+
+
 def test_json_that_is_no_list_of_videos(tmp_path):
     path = write(tmp_path / "train.json", '{"a": 1}')
     with pytest.raises(InputError, match=r"train.json: this is no list of videos in any layout; looked for"):

@@ -24,7 +24,7 @@ from lightning_csn.data.layouts import (
     forget_texts,
     picture_numbers,
 )
-from lightning_csn.data.list_files import place_paths, read_classes, read_list
+from lightning_csn.data.list_files import place_paths, read_classes, read_list, without_twins
 from lightning_csn.data.names import (
     PICTURE_ENDINGS,
     SPLITS,
@@ -79,7 +79,10 @@ def find_samples(
     if layout is not None:
         check_choice("layout", layout, tuple(LAYOUTS))
     check_choice("fold", fold, FOLDS)
-    names = read_classes(classes) if isinstance(classes, str | os.PathLike) else list(classes or []) or None
+    if isinstance(classes, str | os.PathLike):
+        names: list[str] | None = read_classes(classes)
+    else:
+        names = without_twins(list(classes or []), "classes") or None
     if root is None and not lists:
         raise InputError("no videos: name a folder (root) or a list file")
     if root is not None and not lists and shards.is_packed(root):

@@ -180,6 +180,8 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(f"{path}, line {error.lineno}: no JSON: {error.msg}") from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise InputError(f"{path}: no JSON that can be read: {error}") from error
 
 
 def read_classes(path: str | os.PathLike[str]) -> list[str]:
@@ -197,7 +199,7 @@ def read_classes(path: str | os.PathLike[str]) -> list[str]:
         pairs = [(int(m[2]), m[1]) for line in lines if (m := re.fullmatch(r"(.+?)(?:\s*[,;\t]\s*|\s+)(\d+)", line))]
     names = [name for _, name in sorted(pairs)] if _is_order(pairs, lines) else lines
     names = [_unquote(name) for name in names]
-    return _without_twins(names, path)
+    return without_twins(names, path)
 
 
 def _is_order(pairs: Sequence[tuple[int, str]], lines: Sequence[str]) -> bool:
@@ -212,16 +214,17 @@ def _is_order(pairs: Sequence[tuple[int, str]], lines: Sequence[str]) -> bool:
 def _classes_of_json(value: Any, path: Path) -> list[str]:
     if isinstance(value, list):
         # the vocabulary of Diving48 has a list of words for each class
-        return _without_twins([" ".join(name) if isinstance(name, list) else str(name) for name in value], path)
+        return without_twins([" ".join(name) if isinstance(name, list) else str(name) for name in value], path)
     if isinstance(value, dict) and all(str(number).isdecimal() for number in value.values()):
-        return _without_twins([name for name, _ in sorted(value.items(), key=lambda pair: int(pair[1]))], path)
+        return without_twins([name for name, _ in sorted(value.items(), key=lambda pair: int(pair[1]))], path)
     if isinstance(value, dict) and all(number.isdecimal() for number in value):
-        return _without_twins([str(value[number]) for number in sorted(value, key=int)], path)
+        return without_twins([str(value[number]) for number in sorted(value, key=int)], path)
     raise InputError(f"{path}: names of classes are a JSON list of them, or a JSON object of names and numbers")
 
 
-def _without_twins(names: list[str], path: Path) -> list[str]:
+def without_twins(names: list[str], where: Path | str) -> list[str]:
+    """The names of classes; InputError, which begins with `where`, for one that is there twice."""
     twins = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
     if twins:
-        raise InputError(f"{path}: {twins[0]!r} names two classes")
+        raise InputError(f"{where}: {twins[0]!r} names two classes")
     return names
