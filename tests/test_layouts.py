@@ -232,11 +232,11 @@ def test_diving48(tmp_path):
     assert found(collection, tmp_path, "test")[0][1] == "Back 15som 05Twis FREE"
 
 
-def test_activitynet(tmp_path):
+def test_activitynet(tmp_path, caplog):
     surf = [{"label": "Surfing", "segment": [1.5, 20]}, {"label": "Rock climbing", "segment": [30, 41]}]
     database = {
         "a": {"subset": "training", "annotations": surf},
-        "b": {"subset": "validation", "annotations": surf[:1]},
+        "b": {"subset": "validation", "annotations": [*surf[:1], {"label": "Surfing", "segment": [7.5, 7.5]}]},
         "c": {"subset": "testing", "annotations": []},
         "gone": {"subset": "training", "annotations": surf[:1]},
     }
@@ -249,6 +249,7 @@ def test_activitynet(tmp_path):
     ]
     assert found(collection, tmp_path, "val") == [("videos/b.mkv", "Surfing", Part(1.5, 20.0))]
     assert collection.missing == (("train", "gone"),)
+    assert "1 segments of no length are left out, the first of b" in caplog.text
 
 
 # ---------------------------------------------------------------- records

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import functools
 import io
+import logging
 import math
 import os
 import re
@@ -47,6 +48,8 @@ from lightning_csn.data.names import (
 )
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 _LIST_ENDINGS = (".csv", ".json", ".tsv", ".txt")
 _WHOLE_LISTS = frozenset(
@@ -421,10 +424,13 @@ def _detect_activitynet(source: Source) -> Files:
 
 
 def _read_activitynet(source: Source, files: Files) -> dict[str, Table]:
-    """A JSON object "database": video -> subset and annotations, each a label and a segment in seconds."""
+    """A JSON object "database": video -> subset and annotations, each a label and a segment in seconds.
+
+    Segments that end where they begin are left out, and counted in the log.
+    """
     tables = {}
     for split, path in files.items():
-        rows = []
+        rows, empty = [], []
         for number, (video, record) in enumerate(_json(path)["database"].items(), start=1):
             if not isinstance(record, dict):
                 raise InputError(f"{path}, entry {number}: an object expected for {video!r}, got {record!r:.80}")
@@ -433,8 +439,13 @@ def _read_activitynet(source: Source, files: Files) -> dict[str, Table]:
                 segment = annotation.get("segment") if isinstance(annotation, dict) else None
                 if not (isinstance(segment, list) and len(segment) == 2 and "label" in annotation):
                     raise InputError(f"{path}, entry {number}: label and segment expected, got {annotation!r:.80}")
+                if segment[0] == segment[1]:
+                    empty.append(video)
+                    continue
                 part = _part(path, number, segment[0], segment[1], "seconds", "entry")
                 rows.append(Row(number, video, (str(annotation["label"]),), part, named, other=f"v_{video}"))
+        if empty:
+            _log.warning("%s: %d segments of no length are left out, the first of %s", path, len(empty), empty[0])
         tables[split] = Table(path, rows, "entry", complete=False)
     return tables
 
