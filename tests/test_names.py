@@ -135,3 +135,4 @@ def test_links_that_end_nowhere_or_in_a_circle_are_passed_over(tmp_path):
 def test_without_a_search_paths_are_as_written(tmp_path):
     places = Places(touch(tmp_path, "videos/a.mp4"), search=False)
     assert places.find([Wanted("a.mp4", "")]) == [Place(str(tmp_path / "a.mp4"), False)]
+    assert places.find([Wanted("videos\\a.mp4", "")]) == [Place(str(tmp_path / "videos" / "a.mp4"), None)]

@@ -215,7 +215,10 @@ class Places:
         if self._search:
             return [self._find(one) for one in wanted]
         paths = [os.path.join(self.start, one.path) for one in wanted]
-        return [Place(path, os.path.exists(path)) for path in paths]
+        there = [os.path.exists(path) for path in paths]
+        if not any(there) and any("\\" in one.path for one in wanted):  # a list from Windows
+            return self.find([one._replace(path=one.path.replace("\\", "/")) for one in wanted], first=first)
+        return [Place(path, found) for path, found in zip(paths, there, strict=True)]
 
     def _join_for(self, probes: Sequence[Wanted], first: Path | None) -> functools.partial[str] | None:
         """The way to make paths of names that finds all of these; None where there is none, or more than one folder
