@@ -1,6 +1,7 @@
 import gc
 import io
 import json
+import os
 import shutil
 import tarfile
 import warnings
@@ -121,6 +122,18 @@ def test_colours_are_kept(tmp_path, make_video):
     with open_video(path) as original, open_video(packed_path(collect(path), tmp_path / "out")) as packed:
         difference = packed.frames([0, 9]).float() - original.frames([0, 9]).float()
         assert difference.mean((0, 1, 2)).abs().max() < 2.5
+
+
+def test_sources_are_noted_from_the_root_or_as_they_are(tmp_path, make_video, monkeypatch):
+    """On Windows there is no relative path from one drive to another: it is not asked for."""
+    inside = make_video(tmp_path / "root" / "..a.mp4", frames=2)
+    outside = make_video(tmp_path / "b.mp4", frames=2)
+    monkeypatch.delattr(os.path, "relpath")
+    pack(collect(inside, outside), tmp_path / "out", root=tmp_path / "root")
+    assert [video["source"] for video in read_index(tmp_path / "out")["splits"]["train"]["videos"]] == [
+        "..a.mp4",
+        str(outside),
+    ]
 
 
 def test_long_videos_are_read_in_blocks(tmp_path, make_video, read_number, monkeypatch):

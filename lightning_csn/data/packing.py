@@ -462,8 +462,9 @@ class _SplitWriter:
         """The path of an original, from `root` if it is in there."""
         if self._root is None or is_member(path):
             return path
-        relative = os.path.relpath(path, Path(self._root).expanduser())
-        return path if relative.startswith(os.pardir) else relative
+        root = os.path.abspath(os.path.expanduser(self._root))
+        inside = Path(os.path.abspath(path))
+        return inside.relative_to(root).as_posix() if inside.is_relative_to(root) else path
 
     def _said(self, path: str) -> list[dict[str, Any]]:
         """What the samples of a video are, for who reads the shards without our index."""
