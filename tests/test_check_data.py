@@ -135,6 +135,17 @@ def test_lists_are_read_as_training_reads_them(check, video_folder, tmp_path):
     assert found["train and test"] == [str(video_folder / lines[0].split()[0])]
 
 
+def test_folders_of_pictures_have_the_rate_that_is_given(check, tmp_path):
+    from PIL import Image
+
+    (tmp_path / "v" / "run" / "a").mkdir(parents=True)
+    for number in range(6):
+        Image.new("RGB", (64, 64)).save(tmp_path / "v" / "run" / "a" / f"{number}.png")
+    for options, seconds in (((), None), (("--frames-fps", "3"), 2.0)):
+        _, out, _ = check("v", "--json", *options)
+        assert [video["seconds"] for video in json.loads(out)["videos"]] == [seconds]
+
+
 def test_a_file_that_never_ends_does_not_hold_up_the_others(check, tmp_path, make_video, monkeypatch):
     monkeypatch.setattr(check_module, "look", look_for_long)
     for name in ("good", "endless"):
