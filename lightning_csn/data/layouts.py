@@ -128,6 +128,7 @@ class Source:
         self.fold = fold
         self.chosen = chosen
         self.lines: dict[Path, list[Line]] = {}  # of the lists without a heading that were tried
+        self.readings: dict[Path, Reading] = {}  # of their columns
         self.faults: dict[Path, str] = {}  # of files that nobody named, which cannot be read
 
     @functools.cached_property
@@ -649,14 +650,16 @@ def picture_numbers(folder: Path) -> list[int]:
     return sorted({numbered.number for name in os.listdir(folder) if (numbered := picture_number(name))})
 
 
-def _reading(source: Source, path: Path, lines: Sequence[Line]) -> Reading:
-    return reading_of(lines, lambda line: _pictures(source, path, line))
+def _reading(source: Source, path: Path) -> Reading:
+    """What the columns of a list mean; found once, for every layout of lists asks."""
+    if path not in source.readings:
+        source.readings[path] = reading_of(_lines(source, path), lambda line: _pictures(source, path, line))
+    return source.readings[path]
 
 
 def _detect_lists(source: Source, *, layout: str) -> Files:
     def fits(path: Path) -> bool:
-        lines = _lines(source, path)
-        return bool(lines) and (source.chosen or _reading(source, path, lines).layout == layout)
+        return bool(_lines(source, path)) and (source.chosen or _reading(source, path).layout == layout)
 
     return _files_like(source, fits)
 
@@ -666,8 +669,7 @@ def _read_lists(source: Source, files: Files, *, layout: str) -> dict[str, Table
     for split, path in files.items():
         classes_file = source.beside([path], r"classes\.txt")
         classes = read_classes(classes_file) if classes_file else None
-        lines = parse_list(_text(path), path)
-        reading = _reading(source, path, lines)
+        lines, reading = _lines(source, path), _reading(source, path)
         rule = reading.rule if reading.layout == layout else ""
         order = _segment_columns(lines) if layout == "segments" and all(len(ln.columns) == 3 for ln in lines) else ""
         rows = [_ROWS[layout](path, line, order) for line in lines]
