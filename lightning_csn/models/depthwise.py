@@ -82,7 +82,7 @@ def depthwise_conv3d(x: Tensor, weight: Tensor, stride: int | Sequence[int] = 1)
     torch.Size([1, 2, 4, 2, 2])
     """
     strides = _triple(stride)
-    way = choose_way(_backend, x.device.type, x.dtype, x.ndim, tuple(weight.shape[1:]), strides)
+    way = choose_way(_backend, x.device, x.dtype, x.ndim, tuple(weight.shape[1:]), strides)
     if way != "triton":
         return reference(x, weight, strides) if way == "reference" else taps(x, weight, strides)
     dtype = autocast_dtype(x)
@@ -128,9 +128,15 @@ class DepthwiseConv3d(nn.Conv3d):
 
 @torch.compiler.assume_constant_result  # a compiled function logs while it is traced, and is not broken by it
 def choose_way(
-    backend: str, device: str, dtype: torch.dtype, ndim: int, kernel: tuple[int, ...], strides: tuple[int, ...]
+    backend: str,
+    where: torch.device | str,
+    dtype: torch.dtype,
+    ndim: int,
+    kernel: tuple[int, ...],
+    strides: tuple[int, ...],
 ) -> str:
     """'reference', 'taps' or 'triton', reported once; `reference` with a reason where Triton was to be expected."""
+    device = torch.device(where).type
     if backend not in BACKENDS:
         raise InputError(f"no backend {backend!r} (LIGHTNING_CSN_DEPTHWISE); there are: {', '.join(BACKENDS)}")
     if backend == "reference" or (backend == "auto" and device != "cuda"):
@@ -139,7 +145,7 @@ def choose_way(
     if backend == "taps":
         report(logging.INFO, f"depthwise convolution on {device}: three nn.Conv2d")
         return "taps"
-    reason = unsupported(device, dtype, ndim, kernel, strides)
+    reason = unsupported(where, dtype, ndim, kernel, strides)
     if reason is not None:
         report(logging.WARNING, f"depthwise convolution: {reason}; nn.Conv3d runs instead")
         return "reference"
@@ -149,9 +155,10 @@ def choose_way(
 
 @cache
 def unsupported(
-    device: str, dtype: torch.dtype, ndim: int, kernel: tuple[int, ...], strides: tuple[int, ...]
+    where: torch.device | str, dtype: torch.dtype, ndim: int, kernel: tuple[int, ...], strides: tuple[int, ...]
 ) -> str | None:
-    """Why the Triton kernels cannot run; None if they can."""
+    """Why the Triton kernels cannot run; None if they can. where: "cuda" is the current GPU."""
+    device = torch.device(where).type
     if importlib.util.find_spec("triton") is None:
         return "Triton is not installed"
     version = importlib.metadata.version("triton")
@@ -159,7 +166,7 @@ def unsupported(
         return f"Triton {version} knows no tuples, 3.3 does (it comes with torch 2.7)"
     if device != "cuda" and not (device == "cpu" and interpreted()):
         return f"Triton kernels run on cuda, not on {device} (on the CPU: with TRITON_INTERPRET=1, for tests)"
-    if device == "cuda" and torch.version.cuda and torch.cuda.get_device_capability() < (8, 0):
+    if device == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(where) < (8, 0):
         return "Triton kernels need a GPU of compute capability 8.0 or more"
     if dtype not in DTYPES:
         return f"Triton kernels take {', '.join(str(known)[6:] for known in DTYPES)}, not {str(dtype)[6:]}"

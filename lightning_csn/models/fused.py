@@ -420,7 +420,7 @@ def runs_fused(block: Any, x: Tensor) -> bool:
         return False
     weight = block.convolve.conv.weight
     kernel, strides = tuple(weight.shape[1:]), block.convolve.conv.stride
-    if depthwise.choose_way(depthwise._backend, x.device.type, x.dtype, x.ndim, kernel, strides) != "triton":
+    if depthwise.choose_way(depthwise._backend, x.device, x.dtype, x.ndim, kernel, strides) != "triton":
         return False
     reason = unfusable(block, x)
     if reason is not None:
