@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import triton
@@ -31,7 +32,7 @@ CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuob
 class Compiler:
     """Stands in for a kernel: a launch compiles it, once for each variant."""
 
-    seen: set[str] = set()
+    seen: ClassVar[set[str]] = set()
 
     def __init__(self, kernel):
         self.kernel = kernel

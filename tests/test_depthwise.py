@@ -496,14 +496,59 @@ def test_the_first_step_of_a_network_compiles_few_kernels():
     assert compile_for_a_gpu("--count", "step") == ["# step", "# 18 kernels"]
 
 
-def test_the_check_before_first_use_passes_good_kernels_and_stops_bad_ones(monkeypatch):
-    check = depthwise.check_kernels.__wrapped__  # whatever was checked before
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check(device, torch.float32)
-    good = launch.weight_gradient
-    monkeypatch.setattr(launch, "weight_gradient", lambda grad, x, stride: good(grad, x, stride) * 1.001)
-    with pytest.raises(RuntimeError, match=r"weight gradient is off by 1\.0e-03 .* LIGHTNING_CSN_DEPTHWISE=reference"):
-        check(device, torch.float32)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_kernels_about_to_run_are_checked_and_bad_ones_are_stopped(stride, monkeypatch):
+    monkeypatch.setattr(launch, "CHECKED_DEVICES", [DEVICE])
+    monkeypatch.setattr(launch, "_checked", set())
+    x, weight = make((1, 3, 3, 3, 4), F32, last=True)
+    with depthwise_backend("triton"):
+        out = depthwise_conv3d(x, weight, stride)
+        torch.autograd.grad(out.sum(), (x, weight), retain_graph=True)
+        checked = {key[:7] for key, _ in launch._checked}
+        layer = (F32, 3, 3, 3, 4, (stride,) * 3)
+        assert checked == {(kernel, *layer) for kernel in ("convolve", "input gradient", "weight gradient")}
+        launch._checked.clear()
+        good = launch.weight_gradient
+        monkeypatch.setattr(launch, "weight_gradient", lambda *args, **options: good(*args, **options) * 1.001)
+        for _ in range(2):
+            with pytest.raises(RuntimeError, match=r"weight gradient is off by 1\.0e-03 .*DEPTHWISE=reference"):
+                torch.autograd.grad(out.sum(), weight, retain_graph=True)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_more_clips_than_a_grid_has_run_in_turns(stride, monkeypatch):
+    monkeypatch.setattr(launch, "MOST_CLIPS", 2)
+    compare((5, 2, 2, 2, 3), stride, F32, last=True)
+
+
+def test_no_grid_is_larger_than_a_gpu_takes(monkeypatch):
+    grids = []
+
+    class Kernel:
+        def __getitem__(self, grid):
+            grids.append(grid)
+            return lambda *args, **options: None
+
+    for name in ("convolve", "input_gradient", "weight_gradient"):
+        monkeypatch.setattr(launch.depthwise_kernels, name, Kernel())
+    x, weight = torch.empty((70000, 2, 1, 2, 2), device="meta"), torch.empty((2, 1, 3, 3, 3), device="meta")
+    for strides in ((1, 1, 1), (1, 2, 2)):
+        out = torch.empty((70000, 2, 1, 2 // strides[1], 2 // strides[2]), device="meta")
+        launch.convolve(x, weight, out, strides)
+        launch.input_gradient(out, weight, x, strides)
+        launch.weight_gradient(out, x, strides)
+    assert len(grids) == 2 * (2 + 2 + 1)
+    assert max(size for grid in grids for size in grid[1:]) <= 65535
+
+
+def test_the_gpu_that_holds_the_tensor_decides(monkeypatch):
+    old = torch.device("cuda:1")
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5) if device == old else (9, 0))
+    layer = (F32, 5, (1, 3, 3, 3), (1, 1, 1))
+    assert depthwise.unsupported.__wrapped__("cuda", *layer) is None
+    assert "8.0 or more" in depthwise.unsupported.__wrapped__(old, *layer)
+    assert depthwise.choose_way("triton", old, *layer) == "reference"
 
 
 @pytest.mark.parametrize("shape", [(0, 4, 3, 5, 6), (2, 4, 3, 5, 0)])

@@ -216,6 +216,47 @@ def test_compiled_block_is_one_graph_and_gives_the_same():
         torch.testing.assert_close(buffer, wanted[name])
 
 
+KERNELS = {  # name, and which argument of the launch is the result; None for what it returns
+    "statistics": ("statistics", None),
+    "finish": ("finish", None),
+    "apply": ("apply", 2),
+    "gradient_sums": ("gradient_sums", None),
+    "gradient": ("gradient", 4),
+    "convolve": ("norm convolve", 2),
+    "weight_gradient": ("norm weight gradient", None),
+}
+
+
+@pytest.fixture
+def checks(monkeypatch):
+    """What was checked."""
+    monkeypatch.setattr(launch, "CHECKED_DEVICES", [DEVICE])
+    monkeypatch.setattr(launch, "_checked", set())
+    return launch._checked
+
+
+def test_kernels_about_to_run_are_checked(checks):
+    block = make_block()
+    run(block, *inputs(block), "fused")
+    assert {key[0] for key, _ in checks} == {name for name, _ in KERNELS.values()} | {"input gradient"}
+
+
+@pytest.mark.parametrize("function", KERNELS)
+def test_bad_kernels_are_stopped(function, checks, monkeypatch):
+    good, (name, place) = getattr(launch, function), KERNELS[function]
+
+    def bad(*args, **options):
+        result = good(*args, **options)
+        (result if place is None else args[place]).mul_(1.01)
+        return result
+
+    block = make_block()
+    x, grad = inputs(block)
+    monkeypatch.setattr(launch, function, bad)
+    with pytest.raises(RuntimeError, match=f"a kernel disagrees .* the {name} is off"):
+        run(block, x, grad, "fused")
+
+
 # When the plain block runs.
 
 

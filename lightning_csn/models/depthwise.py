@@ -22,7 +22,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.grad import conv3d_input, conv3d_weight
 from torch.utils.flop_counter import register_flop_formula
 
 from lightning_csn.errors import InputError
@@ -206,50 +205,6 @@ def _triple(stride: int | Sequence[int]) -> tuple[int, int, int]:
     return (first, second, third)
 
 
-@cache
-def check_kernels(device: torch.device, dtype: torch.dtype) -> None:
-    """Hold the kernels against their definition on a device, once in a process, before their first result is used.
-
-    They were written where no GPU was at hand, so each machine sees for itself. Raises RuntimeError where they differ,
-    and where the first use is inside the capture of a CUDA graph, in which nothing can be compared.
-    """
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("the first use of the depthwise kernels is in a CUDA graph: run one step before the capture")
-    from lightning_csn.models import launch
-
-    generator = torch.Generator().manual_seed(0)
-    tolerance = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 1e-5, torch.float64: 1e-12}[dtype]
-
-    def draw(sizes: Sequence[int], last: bool) -> Tensor:
-        drawn = torch.randn(tuple(sizes), generator=generator, dtype=torch.float64).to(device, dtype)
-        return drawn.contiguous(memory_format=memory_format(last))
-
-    for strides in ((1, 1, 1), (2, 2, 2)):
-        for last in (False, True):
-            x, weight = draw((2, 8, 3, 5, 6), last), draw((8, 1, 3, 3, 3), False)
-            out = _empty(x, output_sizes(x.shape[2:], strides), last)
-            launch.convolve(x, weight, out, strides)
-            grad = draw(out.shape, last)
-            grad_x = torch.empty_like(x)
-            launch.input_gradient(grad, weight, grad_x, strides)
-            grad_weight = launch.weight_gradient(grad, x, strides).to(dtype).view_as(weight)
-            exact_x, exact_weight, exact_grad = x.double(), weight.double(), grad.double()
-            options = (strides, 1, 1, len(weight))
-            for name, found, expected in (
-                ("result", out, reference(exact_x, exact_weight, strides)),
-                ("input gradient", grad_x, conv3d_input(x.shape, exact_weight, exact_grad, *options)),
-                ("weight gradient", grad_weight, conv3d_weight(exact_x, weight.shape, exact_grad, *options)),
-            ):
-                off = ((found.double() - expected).abs().max() / expected.abs().max()).item()
-                if not off <= tolerance:  # nan is no agreement either
-                    raise RuntimeError(
-                        f"the depthwise kernels disagree with nn.Conv3d on {device} in {str(dtype)[6:]}: the {name} is "
-                        f"off by {off:.1e} of the largest value (stride {strides[0]}, channels "
-                        f"{'last' if last else 'first'}); set LIGHTNING_CSN_DEPTHWISE=reference to run nn.Conv3d, and "
-                        "please report this with your GPU and the versions of torch and triton"
-                    )
-
-
 # The operators. Each gradient is made of the same three, so gradients of gradients need nothing more.
 
 
@@ -282,8 +237,6 @@ def _empty(like: Tensor, sizes: Sequence[int], last: bool) -> Tensor:
 def _forward(x: Tensor, weight: Tensor, stride: Sequence[int]) -> Tensor:
     from lightning_csn.models import launch
 
-    if x.device.type == "cuda":
-        check_kernels(x.device, x.dtype)
     out = _forward_fake(x, weight, stride)
     launch.convolve(x, weight, out, stride)
     return out

@@ -169,7 +169,7 @@ def convolve(
     LANES: tl.constexpr,
     ACC: tl.constexpr,
 ):
-    """Forward; with FLIP and stride 1 the input gradient. Grid (rows, lanes x chunks of `planes` outputs in time, B)."""
+    """Forward; with FLIP and stride 1 the input gradient. Grid (rows, lanes x chunks of `planes` outputs, B)."""
     WIDTH: tl.constexpr = STRIDE * (N - 1) + 3
     x_x, x_a, out_a = long(x_x), long(x_a), long(out_a)
     channel, channel_ok, across, start, chunk, ok = locate(

@@ -18,11 +18,13 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.nn.grad import conv3d_input, conv3d_weight
 
 from lightning_csn.models import depthwise_kernels, fused_kernels
-from lightning_csn.models.depthwise import channels_last
+from lightning_csn.models.depthwise import channels_last, memory_format, output_sizes, reference
 
 INTERPRETED = not isinstance(depthwise_kernels.convolve, triton.JITFunction)
+MOST_CLIPS = 65535  # on the third axis of a grid
 
 
 def accurate(tensor: Tensor) -> torch.dtype:
@@ -174,7 +176,7 @@ def shape_arguments(large: Tensor, small: Tensor, problem: Problem, tile: Tile) 
     arguments = dict(zip(("C", "T", "X", "A", "T_OUT", "X_OUT", "A_OUT"), sizes, strict=True))
     arguments |= {"strips": strips, "chunks": chunks, "STRIDE_T": problem.strides[0], "STRIDE": problem.strides[1]}
     arguments |= {"CHANNELS_LAST": problem.channels_last, "planes": tile.planes, "N": tile.strip}
-    # That strips fill their lines saves half of the masks. At stride 2, which few layers have, it is not worth compiling.
+    # That strips fill their lines saves half of the masks; for the few layers of stride 2 it is not worth compiling.
     arguments["EXACT"] = 2 not in problem.strides and small.shape[along] % tile.strip == 0
     arguments |= {"LANES": problem.lanes, "ROWS": max(1, tile.elements // problem.lanes)}
     arguments["ACC"] = tl.float64 if large.dtype == torch.float64 else tl.float32
@@ -205,9 +207,17 @@ def convolve(
 
     norm: scale and shift (C,) fp32 of the input, and whether a ReLU follows. after: the same for the output, with ReLU.
     """
+    if len(x) > MOST_CLIPS:
+        options: dict[str, Any] = {"flip": flip, "norm": norm, "after": after, "statistics": statistics, "tile": tile}
+        parts = [
+            convolve(some, weight, to, strides, **options)
+            for some, to in zip(x.split(MOST_CLIPS), out.split(MOST_CLIPS), strict=True)
+        ]
+        return torch.cat([part for part in parts if part is not None], 1) if statistics else None
     last = norm is not None or channels_last(x)  # fused blocks are in channels_last_3d throughout
     problem = problem_of("norm_convolve" if norm else "convolve", out, strides, last)
     tile = tile or tile_for(problem, x.device)
+    check_depthwise(x, out, problem, tile, flip=flip, norm=norm and norm[2], after=after is not None, gather=statistics)
     arguments, chunks = shape_arguments(x, out, problem, tile)
     rows, lanes = problem.blocks(tile)
     partial = None
@@ -241,9 +251,14 @@ def input_gradient(
     if tuple(strides) == (1, 1, 1):
         convolve(grad, weight, out, strides, flip=True, tile=tile)
         return
+    if len(grad) > MOST_CLIPS:
+        for some, to in zip(grad.split(MOST_CLIPS), out.split(MOST_CLIPS), strict=True):
+            input_gradient(some, weight, to, strides, tile=tile)
+        return
     last = channels_last(grad)
     problem = problem_of("input_gradient", grad, strides, last)
     tile = tile or tile_for(problem, grad.device)
+    check_depthwise(out, grad, problem, tile)
     arguments, chunks = shape_arguments(out, grad, problem, tile)
     rows, lanes = problem.blocks(tile)
     if out.numel():
@@ -270,6 +285,7 @@ def weight_gradient(
     last = norm is not None or channels_last(x)
     problem = problem_of("norm_weight_gradient" if norm else "weight_gradient", grad, strides, last)
     tile = tile or tile_for(problem, x.device)
+    check_depthwise(x, grad, problem, tile, norm=norm and norm[2])
     arguments, chunks = shape_arguments(x, grad, problem, tile)
     rows, lanes = problem.blocks(tile)
     channels = x.shape[1]
@@ -317,6 +333,7 @@ def tiles(tensor: Tensor, *, reduce: bool = False) -> tuple[tuple[int, int], dic
 
 def statistics(y: Tensor) -> Tensor:
     """Partial statistics (3, programs, C) of a tensor."""
+    check_norms("statistics", y)
     grid, arguments = tiles(y, reduce=True)
     partial = y.new_empty((3, grid[0], y.shape[1]), dtype=accurate(y))
     with torch.cuda.device_of(y):
@@ -326,6 +343,7 @@ def statistics(y: Tensor) -> Tensor:
 
 def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The normalisation (5, C) that partial statistics and the parameters of a BatchNorm make."""
+    check_norms("finish", partial[0, 0], weight.dtype)
     channels = partial.shape[2]
     norm = partial.new_empty((5, channels))
     lanes = min(32, triton.next_power_of_2(channels))
@@ -349,8 +367,9 @@ def apply(
     y: Tensor, norm: Tensor, out: Tensor, *, relu: bool, other: Tensor | None = None, other_norm: Tensor | None = None
 ) -> None:
     """Fill `out`."""
-    grid, arguments = tiles(y)
     add = 0 if other is None else 1 if other_norm is None else 2
+    check_norms("apply", y, relu, add)
+    grid, arguments = tiles(y)
     with torch.cuda.device_of(y):
         fused_kernels.apply[grid](y, norm, other, other_norm, out, ADD=add, RELU=relu, **arguments)
 
@@ -359,6 +378,7 @@ def gradient_sums(
     grad: Tensor, y: Tensor, norm: Tensor, *, relu: bool, out: Tensor | None = None, masked: Tensor | None = None
 ) -> Tensor:
     """Sums (2, C), the gradients of bias and weight; with `out` also fill `masked`."""
+    check_norms("gradient_sums", y, relu, out is not None)
     grid, arguments = tiles(y, reduce=True)
     partial = y.new_empty((grid[0], 2, y.shape[1]), dtype=accurate(y))
     mode = 2 if out is not None else int(relu)
@@ -369,6 +389,191 @@ def gradient_sums(
 
 def gradient(grad: Tensor, y: Tensor, norm: Tensor, sums: Tensor, out: Tensor, *, relu: bool, batch: bool) -> None:
     """Fill `out`."""
+    check_norms("gradient", y, relu, batch)
     grid, arguments = tiles(y)
     with torch.cuda.device_of(y):
         fused_kernels.gradient[grid](grad, y, norm, sums, out, RELU=relu, BATCH=batch, **arguments)
+
+
+# Each kernel is held against its definition before its first result is used. They were written where no GPU was at
+# hand, so each machine sees for itself. The tensors are small ones of the same layout, channels, lines and tile, for
+# which Triton has no more to compile than for the launch to come.
+
+CHECKED_DEVICES = ["cuda"]  # not the CPU: in the interpreter the tests do the same
+TOLERANCE = {torch.float16: 4e-3, torch.bfloat16: 3e-2, torch.float32: 2e-5, torch.float64: 1e-12}  # of the largest
+_checked: set[Any] = set()
+
+Draw = Callable[..., Tensor]
+Pair = tuple[str, Tensor, Tensor]  # what it is, as found, as expected in fp64
+
+
+def check_once(key: tuple[Any, ...], device: torch.device, pairs: Callable[[Draw], Iterator[Pair]]) -> None:
+    """Compare the names, results and definitions that `pairs` yields, once in a process for each key and device.
+
+    Raises RuntimeError where they differ, and where the first use is inside the capture of a CUDA graph, in which
+    nothing can be compared.
+    """
+    if device.type not in CHECKED_DEVICES or (key, device) in _checked:
+        return
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            if torch.cuda.is_current_stream_capturing():
+                raise RuntimeError(
+                    "the first use of a kernel with these shapes is in a CUDA graph: run one step before the capture"
+                )
+    generator = torch.Generator(device).manual_seed(0)
+
+    def draw(shape: Sequence[int], dtype: torch.dtype, last: bool = True) -> Tensor:
+        drawn = torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device=device).to(dtype)
+        return drawn.contiguous(memory_format=memory_format(last)) if len(shape) == 5 else drawn
+
+    _checked.add((key, device))  # the launches below are the same ones
+    agreed = False
+    try:
+        for name, found, expected in pairs(draw):
+            off = ((found.double() - expected).abs().max() / expected.abs().max()).item()
+            if not off <= TOLERANCE[found.dtype]:  # nan is no agreement either
+                raise RuntimeError(
+                    f"a kernel disagrees with its definition on {device}: the {name} is off by {off:.1e} of the largest"
+                    f" value ({', '.join(map(str, key))}); set LIGHTNING_CSN_DEPTHWISE=reference to run nn.Conv3d, and"
+                    " please report this with your GPU and the versions of torch and triton"
+                )
+        agreed = True
+    finally:
+        if not agreed:
+            _checked.discard((key, device))
+
+
+def check_depthwise(
+    large: Tensor,
+    small: Tensor,
+    problem: Problem,
+    tile: Tile,
+    *,
+    flip: bool = False,
+    norm: bool | None = None,
+    after: bool = False,
+    gather: bool = False,
+) -> None:
+    """Check a kernel of the depthwise convolution for two clips of no more planes than need two chunks in time.
+
+    norm: whether a ReLU follows the normalisation of the input, None for none.
+    """
+    strides = (problem.strides[0], problem.strides[1], problem.strides[1])
+    sizes = (min(large.shape[2], strides[0] * (tile.planes + 1)), *large.shape[3:])
+    channels, dtype, last = large.shape[1], large.dtype, problem.channels_last
+    kernel = "input gradient" if flip else problem.kernel.replace("_", " ")
+    key = (kernel, dtype, channels, *sizes, strides, "channels last" if last else "channels first", tile)
+
+    def pairs(draw: Draw) -> Iterator[Pair]:
+        x, weight = draw((2, channels, *sizes), dtype, last), draw((channels, 1, 3, 3, 3), dtype, False)
+        grad = draw((2, channels, *output_sizes(sizes, strides)), dtype, last)
+        scale, shift = (draw((channels,), accurate(x)) for _ in range(2))
+        applied = None if norm is None else (scale, shift, norm)
+        exact_x, exact_weight, exact_grad = x.double(), weight.double(), grad.double()
+        if norm is not None:
+            exact_x = exact(x, scale, shift, relu=norm)
+        options = (strides, 1, 1, channels)
+        if "weight" in kernel:
+            found = weight_gradient(grad, x, strides, norm=applied, tile=tile)
+            yield kernel, found, conv3d_weight(exact_x, weight.shape, exact_grad, *options).view_as(found)
+        elif "input" in kernel:
+            found = torch.full_like(x, math.nan)
+            input_gradient(grad, weight, found, strides, tile=tile)
+            yield kernel, found, conv3d_input(x.shape, exact_weight, exact_grad, *options)
+        else:
+            found, epilogue = torch.full_like(grad, math.nan), (scale, shift) if after else None
+            partial = convolve(x, weight, found, strides, norm=applied, after=epilogue, statistics=gather, tile=tile)
+            expected = reference(exact_x, exact_weight, strides)
+            yield kernel, found, exact(expected, scale, shift, relu=True) if after else expected
+            if partial is not None:
+                yield "statistics", *moments(partial, found)
+
+    check_once((*key, norm, after, gather), large.device, pairs)
+
+
+def check_norms(kernel: str, like: Tensor, *options: Any) -> None:
+    """Check a kernel of fused.py for as many channels as `like` has, its last axis or the second of five."""
+    channels, dtype = like.shape[1 if like.ndim == 5 else 0], like.dtype
+
+    def pairs(draw: Draw) -> Iterator[Pair]:
+        y, grad, other = (draw((2, channels, 3, 5, 7), dtype) for _ in range(3))
+        norm, other_norm = (draw((5, channels), accurate(y)) for _ in range(2))
+        if kernel == "statistics":
+            yield kernel, *moments(statistics(y), y)
+        elif kernel == "finish":
+            weight, bias = (draw((channels,), options[0]) for _ in range(2))
+            partial = torch.stack([draw((70, channels), dtype).abs() + 1 for _ in range(3)])
+            count, mean, squares = merged(partial)
+            variance = squares / count
+            rstd = (variance + 1e-3).rsqrt()
+            scale = weight.double() * rstd
+            expected = torch.stack((mean, variance, rstd, scale, bias.double() - mean * scale))
+            yield kernel, finish(partial, weight, bias, 1e-3), expected
+        elif kernel == "apply":
+            relu, add = options
+            out, expected = torch.full_like(y, math.nan), exact(y, norm[3], norm[4])
+            apply(y, norm, out, relu=relu, other=other if add else None, other_norm=other_norm if add == 2 else None)
+            if add:
+                expected += other.double() if add == 1 else exact(other, other_norm[3], other_norm[4])
+            yield kernel, out, expected.relu() if relu else expected
+        elif kernel == "gradient_sums":
+            relu, masks = options
+            masked = torch.full_like(y, math.nan) if masks else None
+            sums = gradient_sums(grad, y, norm, relu=relu, out=other if masks else None, masked=masked)
+            through = before_relu(grad, other if masks else exact(y, norm[3], norm[4]) if relu else None)
+            yield kernel, sums, sums_of(through, y, norm)
+            if masked is not None:
+                yield "masked gradient", masked, through
+        else:
+            relu, batch = options
+            out = torch.full_like(y, math.nan)
+            through = before_relu(grad, exact(y, norm[3], norm[4]) if relu else None)
+            sums = sums_of(through, y, norm)
+            gradient(grad, y, norm, sums.to(norm.dtype), out, relu=relu, batch=batch)
+            if batch:
+                centred = exact(y, norm[2], -norm[0].double() * norm[2])
+                through = through - (per_channel(sums[0]) + centred * per_channel(sums[1])) / (y.numel() // channels)
+            yield kernel, out, through * per_channel(norm[3])
+
+    check_once((kernel, dtype, channels, *options), like.device, pairs)
+
+
+def per_channel(vector: Tensor) -> Tensor:
+    """(C,) -> (C, 1, 1, 1) in fp64."""
+    return vector.double()[:, None, None, None]
+
+
+def exact(x: Tensor, scale: Tensor, shift: Tensor, *, relu: bool = False) -> Tensor:
+    """scale x + shift in fp64, and its ReLU."""
+    value = x.double() * per_channel(scale) + per_channel(shift)
+    return value.relu() if relu else value
+
+
+def before_relu(grad: Tensor, value: Tensor | None) -> Tensor:
+    """The gradient in fp64 before the ReLU of a value; None for no ReLU."""
+    return grad.double() if value is None else grad.double() * (value > 0)
+
+
+def sums_of(grad: Tensor, y: Tensor, norm: Tensor) -> Tensor:
+    """The gradients (2, C) of a norm's bias and weight in fp64."""
+    centred = exact(y, norm[2], -norm[0].double() * norm[2])
+    return torch.stack((grad.sum((0, 2, 3, 4)), (grad * centred).sum((0, 2, 3, 4))))
+
+
+def merged(partial: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and sum of squared differences (C,) in fp64, of partial statistics (3, programs, C)."""
+    count, mean, squares = partial.double()
+    total = count.sum(0)
+    centre = (count * mean).sum(0) / total
+    return total, centre, (squares + count * (mean - centre) ** 2).sum(0)
+
+
+def moments(partial: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance (2, C) by partial statistics, and by a tensor itself."""
+    total, mean, squares = merged(partial)
+    axes = (0, 2, 3, 4)
+    return (
+        torch.stack((mean, squares / total)).to(partial.dtype),
+        torch.stack((y.double().mean(axes), y.double().var(axes, correction=0))),
+    )
