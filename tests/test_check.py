@@ -331,6 +331,13 @@ def test_a_split_of_which_nothing_can_be_read_is_unsafe():
             UNSAFE,
             ("e",),
         ),
+        (  # frame 30 may be at second 1.2
+            {**GOOD, "test": [("e", 0, Part(0, 1)), ("f", 1)], "train": [("e", 0, Part(30, 40, "frames")), ("b", 1)]},
+            [],
+            "train and test",
+            UNSAFE,
+            ("e",),
+        ),
         (
             {"train": [("v_Run_g01_c01.avi", 0), ("b", 1)], "val": [("v_Run_g01_c02.avi", 0), ("d", 1)]},
             [],

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import math
 import os
 import re
 import statistics
@@ -654,9 +655,7 @@ def _leaks(rows: Sequence[Row], copies: Sequence[Sequence[str]]) -> Iterator[Pro
         if len(there) == 1:
             continue
         splits = sorted({_role(row.split) for row in there}, key=_order)
-        overlap = any(
-            _overlap(a.part, b.part) for i, a in enumerate(there) for b in there[:i] if _role(a.split) != _role(b.split)
-        )
+        overlap = len(splits) > 1 and any(_role(a.split) != _role(b.split) for a, b in _overlaps(there))
         where = "; ".join(f"{row.split}: {row.path}" for row in there[1:])
         first = f"{there[0].split}, and {where}"
         if len(splits) > 1 and not overlap:
@@ -665,9 +664,9 @@ def _leaks(rows: Sequence[Row], copies: Sequence[Sequence[str]]) -> Iterator[Pro
             leaked[there[0].path] = first
         elif len(splits) > 1:
             tested_twice[there[0].path] = first
-        elif any(a.classes != b.classes and _overlap(a.part, b.part) for i, a in enumerate(there) for b in there[:i]):
+        elif any(a.classes != b.classes for a, b in _overlaps(there)):
             labels[there[0].path] = "; ".join(f"{' '.join(row.classes)}: {row.path}" for row in there)
-        elif any(_overlap(a.part, b.part) for i, a in enumerate(there) for b in there[:i]):
+        elif any(_overlaps(there)):
             others = ", ".join(dict.fromkeys(row.path for row in there[1:]))
             twice[there[0].path] = f"{there[0].split}: the same as {others}"
     if leaked:
@@ -683,15 +682,17 @@ def _leaks(rows: Sequence[Row], copies: Sequence[Sequence[str]]) -> Iterator[Pro
         yield _of_files(NOTE, "twice", "{} more than once in a split", twice)
 
 
-def _overlap(a: Part | None, b: Part | None) -> bool:
-    """Whether two parts of a video may share a frame.
-
-    >>> _overlap(Part(0, 5), Part(5, 9)), _overlap(Part(0, 5), None)
-    (False, True)
-    """
-    if a is None or b is None or a.unit != b.unit:
-        return True
-    return a.start < b.end and b.start < a.end
+def _overlaps(rows: Sequence[Row]) -> Iterator[tuple[Row, Row]]:
+    """Pairs of rows of one video whose parts may share a frame: parts in seconds and in frames may."""
+    parts = [row.part for row in rows]
+    told = len({None if part is None else part.unit for part in parts} - {None}) < 2
+    spans = sorted((part[:2] if told and part else (0.0, math.inf), i) for i, part in enumerate(parts))
+    for place, ((_, end), i) in enumerate(spans):
+        for after in range(place + 1, len(spans)):
+            (start, _), j = spans[after]
+            if start >= end:
+                break
+            yield rows[i], rows[j]
 
 
 def _role(split: str) -> str:
