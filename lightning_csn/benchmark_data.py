@@ -28,6 +28,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -47,6 +48,7 @@ AGREEMENT = 2.5  # mean difference, of 255, of what are the same frames: 0 as a 
 AGREEMENT_SCALED = 5.0  # 1 to 2 in films: some scale luma and chroma, some red, green and blue
 AGREEMENT_PACKED = 12.0  # they were encoded anew
 SEED = 0  # of the random places
+START_SECONDS = 120.0  # that processes may take to import torch, on a busy machine
 OURS, KNOWN, PACKED = "ours", "ours, layout known", "ours, packed"
 
 
@@ -698,36 +700,40 @@ def training_clip(clip: tuple[int, int]) -> ClipSpec:
 def measure_dataset(paths: Sequence[str], spec: ClipSpec, *, workers: int, clips_each: int) -> dict[str, Any]:
     """Clips a second that so many workers of a DataLoader read and cut, all at once, per core.
 
-    Each worker is timed from its first clip to its last, so that starting processes does not count.
+    The clock runs from when all have started, each waiting for the others, to the end of the last clip.
     """
+    from torch import multiprocessing
     from torch.utils.data import DataLoader
 
     from lightning_csn.data.dataset import VideoDataset
     from lightning_csn.data.samples import Sample
 
     samples = [Sample(path, 0, number) for number, path in enumerate(paths)]
-    dataset: Any = Stamped(VideoDataset(samples, spec, train=True), length=workers * (clips_each + 1))
-    stamps = defaultdict(list)
+    dataset: Any = Stamped(VideoDataset(samples, spec, train=True), length=workers * clips_each)
+    together = partial(wait_for_all, multiprocessing.Barrier(workers))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than cores, on purpose
-        for worker, *stamp in DataLoader(dataset, batch_size=None, num_workers=workers):
-            stamps[worker].append(Timing(*stamp))
-    spans = [(len(each) - 1, each[0], each[-1]) for each in stamps.values() if len(each) > 1]
+        loader = DataLoader(dataset, batch_size=None, num_workers=workers, worker_init_fn=together)
+        begins, ends, cpu_seconds = zip(*loader, strict=True)
     in_cores = min(workers, cores())
-    rate = sum(count / (end.seconds - begin.seconds) for count, begin, end in spans)
-    busy = sum(end.cpu_seconds - begin.cpu_seconds for _, begin, end in spans)
+    rate = len(ends) / (max(ends) - min(begins))
     return {
         "workers": workers,
         "cores": in_cores,
         "crop": spec.crop,
         "clips_per_second": rate,
         "clips_per_second_per_core": rate / in_cores,
-        "clips_per_cpu_second": sum(count for count, *_ in spans) / busy,
+        "clips_per_cpu_second": len(ends) / sum(cpu_seconds),
     }
 
 
+def wait_for_all(barrier: Any, worker: int) -> None:
+    """Have a worker wait until all are there."""
+    barrier.wait(START_SECONDS)
+
+
 class Stamped:
-    """A dataset over and over, of which only the worker's number and its clocks travel back."""
+    """A dataset over and over, of which only clocks travel back: when a clip was begun and done, what it took."""
 
     def __init__(self, dataset: Any, length: int) -> None:
         self.dataset = dataset
@@ -736,13 +742,12 @@ class Stamped:
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, index: int) -> tuple[int, float, float]:
-        if index >= self.length:
-            raise IndexError(index)
+    def __getitem__(self, index: int) -> tuple[float, float, float]:
+        begin, cpu = time.perf_counter(), time.process_time()
         item = self.dataset[index % len(self.dataset)]
         if "error" in item:
             raise InputError(item["error"])
-        return os.getpid(), time.perf_counter(), time.process_time()
+        return begin, time.perf_counter(), time.process_time() - cpu
 
 
 # ---------------------------------------------------------------- text

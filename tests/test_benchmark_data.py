@@ -288,6 +288,17 @@ def test_a_video_that_cannot_be_read_is_the_callers_error(tmp_path, capsys):
     assert "a.mp4: the file is empty" in capsys.readouterr().err
 
 
+def test_workers_that_take_turns_are_no_faster_than_one(monkeypatch, make_video, tmp_path):
+    """Of two, one is done before the other begins; the sum of the speeds of each would be twice what there is."""
+    clocks = [(0.0, 1.0, 0.5), (1.0, 2.0, 0.5), (2.0, 3.0, 0.5), (3.0, 4.0, 0.5)]
+    monkeypatch.setattr("torch.utils.data.DataLoader", lambda dataset, **options: clocks)
+    monkeypatch.setattr(benchmark_data, "cores", lambda: 2)
+    paths = [str(make_video(tmp_path / "a.mp4"))]
+    speed = benchmark_data.measure_dataset(paths, benchmark_data.training_clip((4, 2)), workers=2, clips_each=2)
+    assert (speed["clips_per_second"], speed["clips_per_second_per_core"]) == (1.0, 0.5)
+    assert speed["clips_per_cpu_second"] == 2.0
+
+
 def test_many_videos_are_counted_not_listed():
     video = {"path": "x.mp4", "codec": "h264", "width": 4, "height": 2, "frames": 9, "fps": None, "keyframes": 1}
     speed = {"crop": 8, "clips_per_second_per_core": 1.0, "workers": 2, "clips_per_cpu_second": 3.0, "cores": 1}
