@@ -162,7 +162,8 @@ class VideoDataModule(L.LightningDataModule):
         check_choice("val_crops", val_crops, CROPS)
         check_choice("test_crops", test_crops, CROPS)
         check_number("flip", flip, 0, 1)
-        if not (isinstance(scale, Sequence) and len(scale) == 2 and 0 < scale[0] <= scale[1] <= 1):
+        pair = isinstance(scale, Sequence) and len(scale) == 2
+        if not (pair and all(isinstance(share, int | float) for share in scale) and 0 < scale[0] <= scale[1] <= 1):
             raise InputError(f"scale is two shares of the area, above 0, up to 1, the smaller first; got {scale}")
         if short_sides is not None and not (isinstance(short_sides, Sequence) and len(short_sides) == 2):
             raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {short_sides}")
@@ -170,14 +171,14 @@ class VideoDataModule(L.LightningDataModule):
         check_choice("reader", reader, READERS)
         check_choice("augment_on", augment_on, AUGMENT_ON)
         check_number("unreadable_limit", unreadable_limit, 0, 1)
-        if frames_fps is not None:
-            check_number("frames_fps", frames_fps, 0)
-            if frames_fps == 0:
-                raise InputError("frames_fps must be a number of pictures per second above 0, or null; got 0")
-        if read_timeout is not None:
-            check_number("read_timeout", read_timeout, 0)
-            if read_timeout == 0:
-                raise InputError("read_timeout must be a number of seconds above 0, or null for no limit; got 0")
+        for name, number, unit in (
+            ("frames_fps", frames_fps, "pictures per second"),
+            ("read_timeout", read_timeout, "seconds"),
+        ):
+            if number is not None:
+                check_number(name, number, 0)
+                if number == 0:
+                    raise InputError(f"{name} must be a number of {unit} above 0, or null; got 0")
         if flip_classes and 10 in (val_crops, test_crops):
             raise InputError(
                 "ten crops hold mirror images, which show other classes here (flip_classes); 3 or full do not"

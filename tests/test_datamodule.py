@@ -276,6 +276,7 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"reader": "decord"}, "reader must be one of av, torchcodec"),
         ({"augment": "autoaugment"}, "augment must be one of none, randaugment, trivialaugment"),
         ({"augment_on": "gpu"}, "augment_on must be one of auto, workers, device"),
+        ({"scale": ("a", "b")}, "scale is two shares of the area"),
         ({"short_sides": (256,)}, "short_sides is two numbers of pixels"),
     ],
 )
