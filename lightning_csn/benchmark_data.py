@@ -586,11 +586,14 @@ def shares_of(sources: Sequence[Source], numbers: Sequence[Sequence[Sequence[int
 
     needed: frames that were asked for, and those from the keyframe on that they may refer to.
     from_keyframe: all frames from the keyframe to the last that was asked for, by order of decoding.
+    Both are 0 where the times of a video do not tell in which order its frames are decoded.
     """
     clock: defaultdict[str, float] = defaultdict(float)
     needed = through = 0
-    for source, rounds in zip(sources, numbers, strict=True):
-        order = decoding_order(source)
+    orders = [decoding_order(source) for source in sources]
+    if not all(orders):
+        orders = [[] for _ in sources]  # a mean over the others would be held against what all took
+    for source, order, rounds in zip(sources, orders, numbers, strict=True):
         for wanted in rounds:
             start = time.perf_counter()
             with watched_video(source.path, clock) as video:

@@ -288,6 +288,13 @@ def test_a_video_that_cannot_be_read_is_the_callers_error(tmp_path, capsys):
     assert "a.mp4: the file is empty" in capsys.readouterr().err
 
 
+def test_there_is_no_floor_where_one_of_the_videos_has_none(make_video, tmp_path):
+    paths = [make_video(tmp_path / "a.mp4"), make_video(tmp_path / "a.avi", codec="mpeg4", options={"bf": "2"})]
+    frames = shares_of([open_source(str(path)) for path in paths], [[[3]], [[3]]])["frames"]
+    assert (frames["asked_for"], frames["needed"], frames["from_keyframe"]) == (1, 0, 0)
+    assert frames["decoded"] > 0
+
+
 def test_workers_that_take_turns_are_no_faster_than_one(monkeypatch, make_video, tmp_path):
     """Of two, one is done before the other begins; the sum of the speeds of each would be twice what there is."""
     clocks = [(0.0, 1.0, 0.5), (1.0, 2.0, 0.5), (2.0, 3.0, 0.5), (3.0, 4.0, 0.5)]
