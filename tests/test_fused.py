@@ -165,16 +165,13 @@ def test_statistics_gathered_on_store_are_those_of_what_was_stored(dtype, distan
     torch.testing.assert_close(norm[1].double(), exact.var((0, 2, 3, 4), correction=0), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_fused_block_under_autocast_is_as_near_as_the_plain_one(dtype):
-    block = make_block()
-    x, grad = inputs(block)
-    grad *= 0.01  # fp16 overflows above 65504
+def assert_as_near_as_the_plain_one(block, x, grad, dtype):
+    """Fused and plain in `dtype` against the plain one in float64: results, all gradients and running statistics."""
     exact = run(block, x, grad, "reference")
     block.float()
     errors = {}
     for way in ("reference", "fused"):
-        with torch.autocast(DEVICE, dtype):
+        with torch.autocast(DEVICE, dtype, enabled=dtype != torch.float32):
             results = run(block, x.to(dtype), grad, way)
         assert results["out"].dtype == dtype
         assert results["reduce.conv.weight"].dtype == torch.float32
@@ -182,6 +179,40 @@ def test_fused_block_under_autocast_is_as_near_as_the_plain_one(dtype):
     scale = {name: exact[name].double().norm().item() for name in exact}
     for name, error in errors["fused"].items():
         assert error <= 3 * errors["reference"][name] + 4 * torch.finfo(dtype).eps * scale[name], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_fused_block_is_as_near_as_the_plain_one(dtype):
+    block = make_block()
+    x, grad = inputs(block)
+    assert_as_near_as_the_plain_one(block, x, 0.01 * grad, dtype)  # fp16 overflows above 65504
+
+
+CSN = [  # of a 32x224x224 clip: channels before, inside, sizes before, stride
+    (64, 64, (32, 56, 56), 1),
+    (256, 64, (32, 56, 56), 1),
+    (256, 128, (32, 56, 56), 2),
+    (512, 128, (16, 28, 28), 1),
+    (512, 256, (16, 28, 28), 2),
+    (1024, 256, (8, 14, 14), 1),
+    (1024, 512, (8, 14, 14), 2),
+    (2048, 512, (4, 7, 7), 1),
+]
+
+
+@pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels at full size")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("convolution", [interaction_reduced, interaction_preserved])
+@pytest.mark.parametrize(("width_in", "width", "sizes", "stride"), CSN)
+def test_fused_block_is_as_near_as_the_plain_one_at_the_shapes_of_csn(
+    width_in, width, sizes, stride, convolution, dtype, monkeypatch, fused_runs
+):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    block = make_block(convolution, width_in, width, stride)
+    torch.seed()  # drawn afresh
+    x, grad = inputs(block, width_in, (2, *sizes))
+    assert_as_near_as_the_plain_one(block, x, 0.01 * grad, dtype)
+    assert len(fused_runs) == 1
 
 
 def test_checkpointed_network_runs_fused_and_counts_each_batch_once(fused_runs):
