@@ -307,6 +307,27 @@ def test_names_with_the_ending_of_another_file_are_found_by_their_stem_and_said(
     assert "train_data.csv names .npy files; the .mp4 files called the same are taken" in caplog.text
 
 
+def test_paths_that_are_found_in_another_folder_are_said_and_those_of_some_are_missing(tmp_path, caplog):
+    make(tmp_path, "train/run/1.mp4", "train/run/2.mp4", "val/run/1.mp4")
+    write(tmp_path / "mistyped.txt", "trian/run/1.mp4 run\ntrian/run/2.mp4 run\n")
+    collection = find_samples(tmp_path, lists={"train": tmp_path / "mistyped.txt"})
+    assert found(collection, tmp_path / "train/run", "train") == [("1.mp4", "run"), ("2.mp4", "run")]
+    said = "mistyped.txt: 2 of 2 paths were found in train/run/ by their names, where trian/run/ is written"
+    assert said in caplog.text
+    caplog.clear()
+    write(tmp_path / "v.txt", "val/run/1.mp4 run\nval/run/2.mp4 run\n")
+    collection = find_samples(tmp_path, lists={"val": tmp_path / "v.txt"})
+    assert found(collection, tmp_path / "val/run", "val") == [("1.mp4", "run"), ("2.mp4", "run")]  # no video of train
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/v.txt: 1 of 2 videos are not there, such as {tmp_path}/val/run/2.mp4"
+    ]
+
+
+def test_where_official_lists_lie_is_not_worth_a_warning(tmp_path, caplog):
+    find_samples(make_ucf101(tmp_path))
+    assert caplog.text == ""
+
+
 def test_metadata_in_the_folders_of_splits(tmp_path):
     for split, name in (("train", "a"), ("validation", "b")):
         write(tmp_path / split / "metadata.csv", f"file_name,label\nsame.mp4,{name}\n")

@@ -61,6 +61,9 @@ def test_videos_of_a_folder_are_its_files_and_where_there_are_none_its_folders_o
         (["one/a.mp4", "val/a.mp4"], "a.mp4", "val/a.mp4"),  # the split is val
         (["p/q/r/s/walk/a.mp4", "p/q/r/s/run/a.mp4"], "a.mp4", "p/q/r/s/run/a.mp4"),  # the label is run
         (["jump/0001.mp4"], "run/0001.mp4", None),  # another video of the same name
+        (["train/run/a.mp4", "val/b.mp4"], "a.mp4", None),  # there is a folder for val, and it is not in there
+        (["train/run/a.mp4", "val/b.mp4"], "vla/run/a.mp4", None),
+        (["train/train/a.mp4", "val/run/a.mp4", "val/b.mp4"], "vla/run/a.mp4", "val/run/a.mp4"),
     ],
 )
 def test_what_lists_name_is_found(tmp_path, files, name, found):
@@ -104,6 +107,36 @@ def test_of_folders_that_have_every_name_that_of_the_split_is_taken_or_none(tmp_
         assert [place.path for place in places] == [str(tmp_path / split / "rgb" / f"{n}.mp4") for n in (1, 2)]
     with pytest.raises(InputError, match=r"list: '1.mp4' can be .*train/rgb/1.mp4 or .*; write more of the path"):
         Places(tmp_path, search=True).find([Wanted("1.mp4", "list")])
+
+
+@pytest.mark.parametrize(
+    ("files", "names", "found"),
+    [
+        # one is there as it is written: the other is missing, though there is one of its name elsewhere
+        (["b1/a/1.mp4", "b2/a/2.mp4"], ["b1/a/1.mp4", "b1/a/2.mp4"], ["b1/a/1.mp4", None]),
+        (["a/1.avi", "x/a/2.avi"], ["a/1.npy", "a/2.npy"], ["a/1.avi", None]),
+        (["1.mp4", "x/2.mp4"], ["1.mp4", "2.mp4"], ["1.mp4", None]),
+        # all are in one other folder; what is missing stays so
+        (["x/a/1.mp4", "x/b/2.mp4"], ["y/a/1.mp4", "y/b/2.mp4"], ["x/a/1.mp4", "x/b/2.mp4"]),
+        (["x/a/1.mp4", "x/b/2.mp4"], ["a/1.mp4", "b/2.mp4"], ["x/a/1.mp4", "x/b/2.mp4"]),
+        (["a/1.mp4", "b/2.mp4"], ["/y/z/a/1.mp4", "/y/z/b/2.mp4"], ["a/1.mp4", "b/2.mp4"]),
+        (["x/a/1.mp4", "z/a/1.mp4", "x/b/2.mp4"], ["y/a/1.mp4", "y/b/2.mp4"], ["x/a/1.mp4", "x/b/2.mp4"]),
+        (["x/a/1.mp4", "x/b/2.mp4"], ["y/a/1.mp4", "y/b/2.mp4", "y/b/3.mp4"], ["x/a/1.mp4", "x/b/2.mp4", None]),
+        # each would be in another one
+        (["x/a/1.mp4", "z/b/2.mp4"], ["y/a/1.mp4", "y/b/2.mp4"], [None, None]),
+        (["x/a/1.mp4", "x/b/2.mp4"], ["y/a/1.mp4", "z/b/2.mp4"], [None, None]),
+    ],
+)
+def test_one_rule_finds_all_paths_of_a_list_or_they_are_missing(tmp_path, files, names, found):
+    places = Places(touch(tmp_path, *files), search=True)
+    got = places.find([Wanted(name, "train.txt, line 1", "train") for name in names], all_of_them=True)
+    assert [Path(place.path).relative_to(tmp_path).as_posix() if place.there else None for place in got] == found
+
+
+def test_a_folder_that_is_called_otherwise_than_two_is_an_error(tmp_path):
+    places = Places(touch(tmp_path, "train/a/1.mp4", "val/a/1.mp4"), search=True)
+    with pytest.raises(InputError, match=r"test.txt, line 1: 'tset/a/1.mp4' can be .*train/a/1.mp4 or .*val/a/1.mp4"):
+        places.find([Wanted("tset/a/1.mp4", "test.txt, line 1", "test")])
 
 
 def test_a_file_that_is_there_as_written_is_taken_whatever_its_ending(tmp_path):

@@ -215,8 +215,9 @@ def _collect(root: Path | None, read: Mapping[str, _Read], classes: list[str] | 
     samples: dict[str, list[Sample]] = {}
     missing: list[tuple[str, str]] = []
     other_splits = 0
-    for split, (_, table, places) in read.items():
-        _report_places(split, table, places)
+    for split, (name, table, places) in read.items():
+        _report_places(table, places)
+        _report_elsewhere(table, places, root if root is not None else table.source.parent, LAYOUTS[name].official)
         in_rows = any(row.split for row in table.rows)
         for row, place in zip(table.rows, places, strict=True):
             if in_rows and row.split is None:
@@ -326,7 +327,7 @@ def _numbers_in(folder: str) -> Sequence[int]:
     return picture_numbers(Path(folder))
 
 
-def _report_places(split: str, table: Table, places: Sequence[Place]) -> None:
+def _report_places(table: Table, places: Sequence[Place]) -> None:
     """Say which names of a list were found by another ending, and how many of a complete one were not found."""
     if table.entry == "folder":
         return
@@ -341,6 +342,43 @@ def _report_places(split: str, table: Table, places: Sequence[Place]) -> None:
     lost = [place.path for place in places if place.there is False]
     if lost and table.complete:
         _log.warning("%s: %d of %d videos are not there, such as %s", table.source, len(lost), len(places), lost[0])
+
+
+def _report_elsewhere(table: Table, places: Sequence[Place], start: Path, official: bool) -> None:
+    """Say how many videos were found in another folder than the list writes, and where.
+
+    Official lists never write the folder that all videos are in: of these, only another one than they write is said.
+    """
+    if table.entry == "folder":
+        return
+    starts = {os.path.abspath(start), os.path.abspath(table.source.parent)}
+    found: list[str] = []
+    written: list[str] = []
+    for row, place in zip(table.rows, places, strict=True):
+        folder, path = os.path.dirname(os.path.abspath(place.path)), row.path.replace("\\", "/")
+        as_written = {os.path.normpath(os.path.join(start, os.path.dirname(path))) for start in starts}
+        if place.there is False or row.other or folder in as_written:
+            continue
+        if not official or not f"{folder}/".replace(os.sep, "/").endswith(
+            f"/{os.path.dirname(path)}/".replace("//", "/")
+        ):
+            found.append(folder)
+            written.append(os.path.dirname(path))
+    if found:
+        common = _relative(Path(os.path.commonpath(found)), Path(os.path.abspath(start)))
+        instead = (
+            f", where {written[0]}/ is written" if written[0] and not f"/{common}/".endswith(f"/{written[0]}/") else ""
+        )
+        _log.warning(
+            "%s: %d of %d paths were found in %s/ by their names%s; none is there as written from %s, so one folder "
+            "is taken in place of another for all that name a folder, and names alone are looked for anywhere",
+            table.source,
+            len(found),
+            len(places),
+            common,
+            instead,
+            start,
+        )
 
 
 def _sentence(root: Path | None, read: Mapping[str, _Read], fold: int) -> str:

@@ -235,7 +235,7 @@ class Layout:
     title: as a log calls it. looks_for: the files and names that it wants, for whoever has none of them.
     detect: the files of each split; none where this is another layout. read: these files as a table for each split.
     chosen: whether it is only taken by name, for it is another reading of what a layout above it takes.
-    folds: whether there are several official splits.
+    folds: whether there are several official splits. official: whether the lists are those of a data set's makers.
     """
 
     title: str
@@ -244,6 +244,7 @@ class Layout:
     read: Callable[[Source, Files], dict[str, Table]]
     chosen: bool = False
     folds: bool = False
+    official: bool = False
 
 
 # ---------------------------------------------------------------- official files
@@ -916,6 +917,7 @@ LAYOUTS: dict[str, Layout] = {
         _detect_ucf101,
         _read_ucf101,
         folds=True,
+        official=True,
     ),
     "hmdb51": Layout(
         "HMDB51",
@@ -923,6 +925,7 @@ LAYOUTS: dict[str, Layout] = {
         _detect_hmdb51,
         _read_hmdb51,
         folds=True,
+        official=True,
     ),
     "kinetics": Layout(
         "Kinetics",
@@ -930,6 +933,7 @@ LAYOUTS: dict[str, Layout] = {
         "ID.mp4",
         _detect_kinetics,
         _read_kinetics,
+        official=True,
     ),
     "kinetics-untrimmed": Layout(
         "Kinetics, whole films",
@@ -937,30 +941,35 @@ LAYOUTS: dict[str, Layout] = {
         _detect_kinetics,
         functools.partial(_read_kinetics, trimmed=False),
         chosen=True,
+        official=True,
     ),
     "something-v2": Layout(
         "Something-Something v2",
         "*train.json, *validation.json with id and template, *labels.json",
         _detect_something_v2,
         _read_something_v2,
+        official=True,
     ),
     "20bn": Layout(
         "Jester or Something-Something v1",
         "*-train.csv, *-validation.csv with id;label, *-labels.csv; videos are folders of pictures called by their id",
         _detect_20bn,
         _read_20bn,
+        official=True,
     ),
     "moments": Layout(
         "Moments in Time",
         "trainingSet.csv, validationSet.csv with path,label,…; moments_categories.txt",
         _detect_moments,
         _read_moments,
+        official=True,
     ),
     "activitynet": Layout(
         "ActivityNet",
         'a .json file with a "database" of videos, their subset and their annotations (label, segment)',
         _detect_activitynet,
         _read_activitynet,
+        official=True,
     ),
     "json": Layout(
         "JSON lists",
