@@ -24,7 +24,7 @@ from lightning_csn.models.launch import default_tile
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs")
 CHANNELS_LAST = torch.channels_last_3d
-# On a CPU nn.Conv3d gets the depthwise weight gradient of a few channels in bf16 and channels_last_3d wrong (torch 2.15).
+# On CPUs nn.Conv3d gets the depthwise weight gradient of few channels wrong, in bf16 and channels_last_3d (torch 2.15).
 PLAIN_BF16 = "taps" if DEVICE == "cpu" else "reference"
 
 
