@@ -153,7 +153,7 @@ if __name__ == "__main__":
         for name in ("convolve", "input_gradient", "weight_gradient", "statistics", "finish_statistics", "apply"):
             if hasattr(module, name):
                 setattr(module, name, Compiler(getattr(module, name)))
-    for name in ("gradient_sums", "gradient"):
+    for name in ("shrink_statistics", "gradient_sums", "gradient"):
         setattr(fused_kernels, name, Compiler(getattr(fused_kernels, name)))
     for case in [argument for argument in sys.argv[1:] if argument[0] != "-"] or CASES:
         Compiler.seen.clear()

@@ -151,6 +151,26 @@ def test_statistics_are_accurate_far_from_zero():
     torch.testing.assert_close(norm[1].double(), exact.var((0, 2, 3, 4), correction=0), rtol=1e-5, atol=0)
 
 
+def test_partial_statistics_of_many_programs_are_merged_by_many_programs(monkeypatch):
+    partial = torch.rand(3, 11, 5, dtype=torch.float64, device=DEVICE)
+    partial[0] += 2
+    weight, bias = torch.randn(2, 5, dtype=torch.float64, device=DEVICE)
+    wanted = launch.finish(partial, weight, bias, 1e-3)
+    total, mean, squares = launch.merged(partial)
+    torch.testing.assert_close(wanted[:2], torch.stack((mean, squares / total)))
+    monkeypatch.setattr(launch, "MOST_PARTIALS", 4)
+    rows = []
+    kernel = launch.fused_kernels.finish_statistics
+
+    class Kernel:
+        def __getitem__(self, grid):
+            return lambda *args, **options: rows.append(options["programs"]) or kernel[grid](*args, **options)
+
+    monkeypatch.setattr(launch.fused_kernels, "finish_statistics", Kernel())
+    torch.testing.assert_close(launch.finish(partial, weight, bias, 1e-3), wanted)
+    assert rows == [4]  # of which every one merged up to three
+
+
 @pytest.mark.parametrize(("dtype", "distance"), [(torch.float32, 1000.0), (torch.bfloat16, 100.0)])
 def test_statistics_gathered_on_store_are_those_of_what_was_stored(dtype, distance):
     y = torch.randn(2, 3, 3, 4, 3, device=DEVICE).to(dtype).contiguous(memory_format=CHANNELS_LAST)

@@ -15,7 +15,12 @@ import triton.language as tl
 
 from lightning_csn.models.depthwise_kernels import merge_statistics
 
-SIZES = ["P", "turns", "programs"]  # one kernel does for all of these; not for all C (depthwise_kernels.py says why)
+SIZES = [
+    "P",
+    "turns",
+    "programs",
+    "share",
+]  # one kernel does for all of these; not for all C (depthwise_kernels.py says why)
 
 
 @triton.jit
@@ -46,6 +51,59 @@ def statistics(y_ptr, partial_ptr, P, C, turns, ROWS: tl.constexpr, LANES: tl.co
     )
 
 
+@triton.jit
+def merge_rows(
+    partial_ptr,
+    begin,
+    end,
+    programs,
+    C,
+    channel,
+    channel_ok,
+    ROWS: tl.constexpr,
+    LANES: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """Count, mean and sum of squared differences of rows begin to end of partial statistics, read once."""
+    step = programs.to(tl.int64) * C
+    total = tl.zeros((1, LANES), ACC)
+    mean = tl.zeros((1, LANES), ACC)
+    squares = tl.zeros((1, LANES), ACC)
+    for turn in range(tl.cdiv(end - begin, ROWS)):
+        row = begin + turn * ROWS + tl.arange(0, ROWS)[:, None]
+        ok = (row < end) & channel_ok
+        place = partial_ptr + row.to(tl.int64) * C + channel
+        count = tl.load(place, mask=ok, other=0.0)
+        centre = tl.load(place + step, mask=ok, other=0.0)
+        square = tl.load(place + 2 * step, mask=ok, other=0.0)
+        here = tl.sum(count, 0)[None, :]
+        mean_here = tl.sum(count * centre, 0)[None, :] / tl.maximum(here, 1.0)
+        square += count * (centre - mean_here) * (centre - mean_here)
+        share = here / tl.maximum(total + here, 1.0)
+        apart = mean_here - mean
+        squares += tl.sum(square, 0)[None, :] + apart * apart * (total * share)
+        mean += apart * share
+        total += here
+    return total, mean, squares
+
+
+@triton.jit(do_not_specialize=SIZES)
+def shrink_statistics(
+    partial_ptr, merged_ptr, programs, C, share, ROWS: tl.constexpr, LANES: tl.constexpr, ACC: tl.constexpr
+):
+    """Partial statistics (3, programs, C) to fewer: each program merges its share of the rows."""
+    channel = tl.program_id(1) * LANES + tl.arange(0, LANES)[None, :]
+    channel_ok = channel < C
+    begin = tl.program_id(0) * share
+    end = tl.minimum(begin + share, programs)
+    total, mean, squares = merge_rows(partial_ptr, begin, end, programs, C, channel, channel_ok, ROWS, LANES, ACC)
+    place = merged_ptr + tl.program_id(0).to(tl.int64) * C + channel
+    step = tl.num_programs(0).to(tl.int64) * C
+    tl.store(place, total, mask=channel_ok)
+    tl.store(place + step, mean, mask=channel_ok)
+    tl.store(place + 2 * step, squares, mask=channel_ok)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def finish_statistics(
     partial_ptr,
@@ -62,26 +120,7 @@ def finish_statistics(
     """The five rows of a normalisation, from partial statistics (3, programs, C)."""
     channel = tl.program_id(0) * LANES + tl.arange(0, LANES)[None, :]
     channel_ok = channel < C
-    step = programs.to(tl.int64) * C
-    total = tl.zeros((1, LANES), ACC)
-    mean = tl.zeros((1, LANES), ACC)
-    for turn in range(tl.cdiv(programs, ROWS)):
-        row = turn * ROWS + tl.arange(0, ROWS)[:, None]
-        ok = (row < programs) & channel_ok
-        count = tl.load(partial_ptr + row.to(tl.int64) * C + channel, mask=ok, other=0.0)
-        centre = tl.load(partial_ptr + step + row.to(tl.int64) * C + channel, mask=ok, other=0.0)
-        here = tl.sum(count, 0)[None, :]
-        mean_here = tl.sum(count * centre, 0)[None, :] / tl.maximum(here, 1.0)
-        total += here
-        mean += (mean_here - mean) * (here / tl.maximum(total, 1.0))
-    squares = tl.zeros((1, LANES), ACC)
-    for turn in range(tl.cdiv(programs, ROWS)):
-        row = turn * ROWS + tl.arange(0, ROWS)[:, None]
-        ok = (row < programs) & channel_ok
-        count = tl.load(partial_ptr + row.to(tl.int64) * C + channel, mask=ok, other=0.0)
-        centre = tl.load(partial_ptr + step + row.to(tl.int64) * C + channel, mask=ok, other=0.0)
-        square = tl.load(partial_ptr + 2 * step + row.to(tl.int64) * C + channel, mask=ok, other=0.0)
-        squares += tl.sum(square + count * (centre - mean) * (centre - mean), 0)[None, :]
+    total, mean, squares = merge_rows(partial_ptr, 0, programs, programs, C, channel, channel_ok, ROWS, LANES, ACC)
     variance = squares / tl.maximum(total, 1.0)
     rstd = 1.0 / tl.sqrt(variance + eps)
     scale = rstd * tl.load(weight_ptr + channel, mask=channel_ok, other=0.0).to(ACC)

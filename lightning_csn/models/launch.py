@@ -25,6 +25,7 @@ from lightning_csn.models.depthwise import channels_last, memory_format, output_
 
 INTERPRETED = not isinstance(depthwise_kernels.convolve, triton.JITFunction)
 MOST_CLIPS = 65535  # on the third axis of a grid
+MOST_PARTIALS = 128  # rows of partial statistics that one program merges at the end: two turns of 64
 
 
 def accurate(tensor: Tensor) -> torch.dtype:
@@ -344,22 +345,22 @@ def statistics(y: Tensor) -> Tensor:
 def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The normalisation (5, C) that partial statistics and the parameters of a BatchNorm make."""
     check_norms("finish", partial[0, 0], weight.dtype)
-    channels = partial.shape[2]
+    channels, programs = partial.shape[2], partial.shape[1]
     norm = partial.new_empty((5, channels))
     lanes = min(32, triton.next_power_of_2(channels))
+    blocks = triton.cdiv(channels, lanes)
+    constants = {"C": channels, "ROWS": 64, "LANES": lanes}
+    constants["ACC"] = tl.float64 if partial.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(partial):
-        fused_kernels.finish_statistics[(triton.cdiv(channels, lanes),)](
-            partial,
-            weight,
-            bias,
-            norm,
-            eps,
-            programs=partial.shape[1],
-            C=channels,
-            ROWS=64,
-            LANES=lanes,
-            ACC=tl.float64 if partial.dtype == torch.float64 else tl.float32,
-        )
+        if programs > MOST_PARTIALS:  # with the clips there get more of them, and few programs below
+            share = triton.cdiv(programs, MOST_PARTIALS)
+            shares = triton.cdiv(programs, share)
+            merged_rows = partial.new_empty((3, shares, channels))
+            fused_kernels.shrink_statistics[(shares, blocks)](
+                partial, merged_rows, programs=programs, share=share, **constants
+            )
+            partial, programs = merged_rows, shares
+        fused_kernels.finish_statistics[(blocks,)](partial, weight, bias, norm, eps, programs=programs, **constants)
     return norm
 
 
@@ -503,7 +504,7 @@ def check_norms(kernel: str, like: Tensor, *options: Any) -> None:
             yield kernel, *moments(statistics(y), y)
         elif kernel == "finish":
             weight, bias = (draw((channels,), options[0]) for _ in range(2))
-            partial = torch.stack([draw((70, channels), dtype).abs() + 1 for _ in range(3)])
+            partial = torch.stack([draw((MOST_PARTIALS + 70, channels), dtype).abs() + 1 for _ in range(3)])
             count, mean, squares = merged(partial)
             variance = squares / count
             rstd = (variance + 1e-3).rsqrt()
