@@ -37,7 +37,8 @@ def split_data_options(parser: ArgumentParser) -> None:
         "--fold", type=int, default=1, metavar="N", help="which official split, where there are several"
     )
     parser.epilog = (
-        "Every class gets about the same shares; what belongs together stays together: parts of one video, groups.\n"
+        "Every class gets about the same shares; what belongs together stays together: parts of one video,\n"
+        "files with the same bytes, groups.\n"
         "A ROOT with videos for train but none for val has its train videos split, and the others are kept.\n\n"
         "examples:\n"
         "  lightning-csn split-data my_videos lists --val 0.2\n"
@@ -48,9 +49,12 @@ def split_data_options(parser: ArgumentParser) -> None:
 
 def run_split_data(args: Namespace) -> int:
     """Write the lists; paths in them start at ROOT."""
+    from lightning_csn.check_data import usable_processors
     from lightning_csn.cli import note
     from lightning_csn.data import shards
     from lightning_csn.data.annotations import find_samples
+    from lightning_csn.data.check import find_copies
+    from lightning_csn.data.index import stamp_of
     from lightning_csn.data.names import SPLITS
     from lightning_csn.data.splits import split_samples
 
@@ -70,7 +74,12 @@ def run_split_data(args: Namespace) -> int:
     for split, share in shares.items():
         if share > 0 and split in samples:
             raise InputError(f"{root}: there is a {split} already, with {len(samples[split])} videos; give --{split} 0")
-    samples |= split_samples(samples.pop(source), **shares, seed=args.seed, group=args.group, classes=found.classes)
+    there = samples.pop(source)
+    stamps = {sample.path: stamp for sample in there if (stamp := stamp_of(sample.path)) is not None}
+    copies = find_copies(stamps, workers=usable_processors())
+    if copies:
+        note(f"{sum(map(len, copies))} files are copies of one another, of {len(copies)} videos: copies stay together")
+    samples |= split_samples(there, **shares, seed=args.seed, group=args.group, classes=found.classes, copies=copies)
     texts = {split: _list_text(samples[split], found.classes, root) for split in SPLITS if split in samples}
     _write(out, {**{f"{split}.txt": text for split, text in texts.items()}, CLASSES_FILE: _lines(found.classes)})
     for split in texts:

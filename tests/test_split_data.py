@@ -105,3 +105,18 @@ def test_what_is_refused(tmp_path):
         split_data(root, tmp_path / "lists")
     with pytest.raises(InputError, match=r"lists/train.txt/deeper: the lists cannot be written"):
         split_data(root, tmp_path / "lists/train.txt/deeper")
+
+
+def test_copies_of_a_file_stay_together_and_are_counted(tmp_path, capsys):
+    root = tmp_path / "videos"
+    for name in ("run", "walk"):
+        (root / name).mkdir(parents=True)
+        for i in range(10):
+            (root / name / f"{i}.mp4").write_bytes(b"film %d" % (i % 5))  # four of each film, in both classes
+    assert split_data(root, tmp_path / "lists", "--val", 0.4) == 0
+    assert "20 files are copies of one another, of 5 videos: copies stay together" in capsys.readouterr().err
+    films = {
+        split: {Path(sample.path).read_bytes() for sample in found}
+        for split, found in read_back(root, tmp_path / "lists").samples.items()
+    }
+    assert films["train"] and films["val"] and not films["train"] & films["val"]

@@ -31,6 +31,7 @@ def split_samples(
     seed: int = 0,
     group: str | None = None,
     classes: Sequence[str] | None = None,
+    copies: Sequence[Sequence[str]] = (),
 ) -> dict[str, list[Sample]]:
     """Samples shared out to train, val and test; a split whose share is 0 is not there.
 
@@ -40,6 +41,7 @@ def split_samples(
         the same first group in brackets, stay together. Without it, UCF101's groups are found by themselves; parts of
         one video always stay together.
     classes: names for messages.
+    copies: groups of paths of the same content (see check.find_copies), which stay together too, whatever their label.
 
     Neither the order of `samples` nor the machine matters, only paths, labels and the seed. Each split is sorted by
     path and numbered anew. InputError where a split would get nothing, or where nothing matches `group`.
@@ -56,7 +58,7 @@ def split_samples(
     shares = {"train": 1 - val - test, "val": val, "test": test}
     splits = [split for split in SPLITS if shares[split] > 0]
     ordered = sorted(samples, key=_order)
-    groups = _groups(ordered, group)
+    groups = _with_copies(_groups(ordered, group), copies)
     counts = {key: Counter(label for sample in found for label in _labels(sample)) for key, found in groups.items()}
     totals = Counter(label for sample in ordered for label in _labels(sample))
     groups_of = Counter(label for count in counts.values() for label in count)
@@ -82,7 +84,8 @@ def split_samples(
         if not found:
             raise InputError(
                 f"nothing is left for {split}: {len(samples)} samples are in {len(groups)} groups that stay together, "
-                f"and no class has {len(splits)} of them"
+                f"and no class has {len(splits)} of them; --group 'REGEX' groups otherwise, and --group '.+' keeps each "
+                "video for itself"
             )
     _report(taken, groups_of, classes)
     return {
@@ -123,6 +126,25 @@ def _groups(samples: Sequence[Sample], pattern: str | None) -> dict[str, list[Sa
     elif pattern is not None:
         _log.info("%d groups; %d of %d videos are in none", len(groups), len(matches) - matched, len(matches))
     return groups
+
+
+def _with_copies(groups: dict[str, list[Sample]], copies: Sequence[Sequence[str]]) -> dict[str, list[Sample]]:
+    """Groups, with those made one that hold copies of a file."""
+    key_of = {sample.path: key for key, found in groups.items() for sample in found}
+    into = {key: key for key in groups}
+
+    def root(key: str) -> str:
+        while into[key] != key:
+            key = into[key]
+        return key
+
+    for paths in copies:
+        first, *others = sorted({root(key_of[path]) for path in paths if path in key_of}) or [""]
+        into.update(dict.fromkeys(others, first))
+    merged: dict[str, list[Sample]] = {}
+    for key, found in groups.items():
+        merged.setdefault(root(key), []).extend(found)
+    return merged
 
 
 def _places(count: int, groups: int, shares: Mapping[str, float], splits: Sequence[str]) -> dict[str, int]:
