@@ -484,7 +484,7 @@ def compile_for_a_gpu(*arguments):
 def test_kernels_compile_for_a_gpu_without_spilling_registers_and_with_wide_accesses():
     lines = compile_for_a_gpu("stage1", "stage2_first", "contiguous", "rest")
     kernels = [line.split() for line in lines if not line.startswith("#")]
-    assert len(kernels) == 13
+    assert len(kernels) == 14
     for i, (name, registers, stack, local, narrow) in enumerate(kernels):
         assert (name, stack, local) == (name, "0", "0")
         assert int(registers) <= 255
