@@ -119,4 +119,5 @@ def test_copies_of_a_file_stay_together_and_are_counted(tmp_path, capsys):
         split: {Path(sample.path).read_bytes() for sample in found}
         for split, found in read_back(root, tmp_path / "lists").samples.items()
     }
-    assert films["train"] and films["val"] and not films["train"] & films["val"]
+    assert all(films.values())
+    assert not films["train"] & films["val"]

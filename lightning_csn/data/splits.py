@@ -84,8 +84,8 @@ def split_samples(
         if not found:
             raise InputError(
                 f"nothing is left for {split}: {len(samples)} samples are in {len(groups)} groups that stay together, "
-                f"and no class has {len(splits)} of them; --group 'REGEX' groups otherwise, and --group '.+' keeps each "
-                "video for itself"
+                f"and no class has {len(splits)} of them; --group 'REGEX' groups otherwise, '.+' each video "
+                "by itself"
             )
     _report(taken, groups_of, classes)
     return {
