@@ -106,10 +106,16 @@ def run_check_data(args: Namespace) -> int:
 def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
     from lightning_csn.cli import note
-    from lightning_csn.data.annotations import find_samples
-    from lightning_csn.data.check import READ_SECONDS, UNREADABLE_LIMIT, examine, find_copies, read_files
+    from lightning_csn.data.annotations import find_samples, list_videos
+    from lightning_csn.data.check import PREDICT, READ_SECONDS, UNREADABLE_LIMIT, examine, find_copies, read_files
     from lightning_csn.data.index import Stamp
+    from lightning_csn.data.samples import Sample
 
+    if args.root is not None and Path(args.root).expanduser().is_file():
+        raise InputError(
+            f"{args.root}: this is a file, and ROOT is a folder; a list of videos is for --train-list, --val-list or "
+            "--test-list"
+        )
     given = {"train": args.train_list, "val": args.val_list, "test": args.test_list}
     classes = args.classes
     if classes is not None and len(classes) == 1 and os.path.isfile(classes[0]):
@@ -121,6 +127,9 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
         layout=args.layout,
         fold=args.fold,
     )
+    if args.root is not None and not collection.samples:  # without classes
+        videos = [Sample(path, -1, number) for number, path in enumerate(list_videos(args.root))]
+        collection = collection._replace(samples={PREDICT: videos})
     note(collection.layout)
     workers = args.workers or usable_processors()
     paths = list(dict.fromkeys(sample.path for samples in collection.samples.values() for sample in samples))

@@ -135,6 +135,30 @@ def test_lists_are_read_as_training_reads_them(check, video_folder, tmp_path):
     assert found["train and test"] == [str(video_folder / lines[0].split()[0])]
 
 
+def test_videos_without_classes_are_read_and_not_safe_to_train_on(check, tmp_path, make_video):
+    make_video(tmp_path / "data/a.mp4", frames=15)
+    make_video(tmp_path / "data/b.mp4", frames=20)
+    (tmp_path / "data/c.mp4").write_bytes(b"no video")
+    code, out, _ = check(tmp_path / "data", "--json")
+    report = json.loads(out)
+    assert (code, report["safe"]) == (NOT_SAFE, False)
+    assert report["reasons"] == ["no videos to train on, only videos without classes, which predict takes"]
+    assert [(video["split"], video["num_frames"]) for video in report["videos"]] == [
+        ("predict", 15),
+        ("predict", 20),
+        ("predict", None),
+    ]
+    assert {problem["kind"] for problem in report["problems"]} >= {"unreadable", "nothing to train on"}
+    code, out, _ = check(tmp_path / "data", "--html", tmp_path / "page.html")
+    assert "predict" in out
+
+
+def test_a_file_in_place_of_a_folder_is_told_from_nothing(check, tmp_path):
+    (tmp_path / "list.txt").write_text("a.mp4 run\n")
+    with pytest.raises(InputError, match=r"list.txt: this is a file, and ROOT is a folder; a list .* --train-list"):
+        check(tmp_path / "list.txt")
+
+
 def test_folders_of_pictures_have_the_rate_that_is_given(check, tmp_path):
     from PIL import Image
 

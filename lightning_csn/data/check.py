@@ -36,6 +36,7 @@ from lightning_csn.errors import InputError
 
 UNREADABLE_LIMIT = 0.1  # of a split, as in VideoDataModule
 READ_SECONDS = 60.0  # that the packets of a file, or a frame of it, may take
+PREDICT = "predict"  # the split of videos without classes, which predict takes
 UNSAFE, WARNING, NOTE = "unsafe", "warning", "note"  # levels of a problem, the worst first
 LARGEST_IMBALANCE = 5  # the largest class by the smallest; beyond it accuracy says little of the small ones
 SMALLEST_SHARE_PROMISED = 0.9  # of the frames that a header promises; real ones are off by a few (edit lists, HMDB51)
@@ -605,7 +606,7 @@ def _unusable(rows: Sequence[Row], limit: float) -> Iterator[Problem]:
         bad = sum(row.error is not None for row in there)
         if bad == len(there):
             yield Problem(level=UNSAFE, kind="empty split", text=f"{split}: no video of {bad} can be read")
-        elif bad > limit * len(there):
+        elif bad > limit * len(there) and split != PREDICT:
             yield Problem(
                 level=UNSAFE,
                 kind="too many unreadable",
@@ -701,13 +702,13 @@ def _role(split: str) -> str:
 
 
 def _order(split: str) -> int:
-    return ("train", "val", "test").index(split)
+    return ("train", "val", "test", PREDICT).index(split)
 
 
 def _empty_classes(counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[Problem]:
     for split, there in counts.items():
         empty = [name for name, (readable, _) in there.items() if not readable]
-        if not empty or len(empty) == len(there):
+        if not empty or len(empty) == len(there) or split == PREDICT:
             continue
         if _role(split) == "train":
             text = f"{_some(empty, 'class', 'classes')} without a video to train on: {_names(empty)}"
@@ -726,7 +727,7 @@ def _unlabelled(rows: Sequence[Row]) -> Iterator[Problem]:
     for role, files in unlabelled.items():
         if role == "train":
             yield _of_files(UNSAFE, "no label", "{} to train on without a label", files)
-        else:
+        elif role != PREDICT:
             yield _of_files(WARNING, "no label", f"{{}} without a label in {role}: no figure is to be had", files)
 
 
@@ -738,7 +739,8 @@ def _splits(collection: Collection, counts: Mapping[str, Mapping[str, tuple[int,
         yield Problem(level=WARNING, kind="not there", text=text, files=files)
     train = counts.get("train") or counts.get("all")
     if train is None:
-        there = ", ".join(counts) or "videos without classes"
+        there = "videos without classes, which predict takes" if PREDICT in counts else ", ".join(counts)
+        there = there or "videos without classes"
         yield Problem(level=UNSAFE, kind="nothing to train on", text=f"no videos to train on, only {there}")
         return
     if "all" in counts:
