@@ -300,6 +300,15 @@ class ScoresWriter(Callback):
         written = gather(self._written)
         on_first_process(trainer, lambda: self._finish(written))
 
+    def kept(self) -> str:
+        """What a test that was stopped has left, in words."""
+        videos = {int(video) for path in self._sources() for video in read_arrays(path, ["videos"])["videos"]}
+        if not videos:
+            return "no video was scored yet: nothing is kept"
+        known = f" of {len(self._paths)}" if self._paths else ""
+        where = self.folder if self.folder.is_dir() else self.path
+        return f"the scores of {len(videos)}{known} videos are kept in {where}; the same command again goes on with it"
+
     def _write_part(self, trainer: Trainer) -> None:
         rows, unreadable = self._rows, self._unreadable
         self._rows, self._unreadable, self._flushed = [], {}, time.monotonic()
@@ -326,7 +335,8 @@ class ScoresWriter(Callback):
         names = ("videos", "labels", "logits", "short", "blank")
         arrays = {name: getattr(scores, name).numpy() for name in names}
         paths = [self._paths.get(number, "") for number in scores.videos.tolist()]
-        write_arrays(self.path, pack(arrays, scores.unreadable, self._about) | {"paths": np.array(paths, dtype=str)})
+        arrays = pack(arrays, scores.unreadable, self._about) | {"paths": np.array(paths, dtype=str)}
+        write_arrays(self.path, arrays, self.folder)  # so that nothing is left beside it, whenever the program ends
         try:
             for part in self.folder.iterdir():
                 part.unlink()
@@ -408,11 +418,11 @@ def pack(arrays: dict[str, np.ndarray], unreadable: Mapping[int, str], about: Ab
     }
 
 
-def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Write an .npz file: beside its place, then renamed, so that a file that is there is whole."""
-    beside = path.with_name(f"{path.name}.tmp")
+def write_arrays(path: Path, arrays: dict[str, np.ndarray], folder: Path | None = None) -> None:
+    """Write an .npz file: in a folder (without one, beside its place), then renamed, so that a file there is whole."""
+    beside = (folder or path.parent) / f"{path.name}.tmp"
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.parent.mkdir(parents=True, exist_ok=True)
         with open(beside, "wb") as file:
             np.savez(file, **arrays)  # type: ignore[arg-type]  # names of arrays, none of which is allow_pickle
             file.flush()
@@ -429,8 +439,15 @@ def read_arrays(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load leaves bad files open
             return {name: arrays[name] for name in names if name in arrays or name in _ARRAYS}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path}: no scores of a test, or a damaged file: {error}") from error
+    except OSError as error:
+        raise InputError(f"{path}: the scores cannot be read: {error.strerror or error}") from error
+    except (
+        ValueError,
+        KeyError,
+        EOFError,
+        zipfile.BadZipFile,
+    ) as error:  # of NumPy, about pickles, of which none is read
+        raise InputError(f"{path}: no scores of a test, or a damaged file") from error
 
 
 def read_scores(path: str | os.PathLike[str]) -> Scores:
