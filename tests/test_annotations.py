@@ -170,7 +170,11 @@ def test_classes_that_are_called_like_numbers_go_by_name(tmp_path):
         ("a.mp4 run\n\nb.mp4 rum\n", "val.csv, line 3: the label 'rum' is none of the 2 classes; nearest: 'run'"),
         ("a.mp4 0\nb.mp4 2\n", "val.csv, line 2: the label '2' is none of the 2 classes, 0 to 1"),
         ("a.mp4 0\nb.mp4 -2\n", "val.csv, line 2: the label '-2' is none of the 2 classes, 0 to 1"),
-        ("what,label\na.mp4,run\n", "val.csv, line 1: 'what' is no video, the other lines name videos; a heading"),
+        (
+            "what,state\na.mp4,run\n",
+            "val.csv, line 1: 'what, state' names no video, .* call a column 'path' and one 'la",
+        ),
+        ("what,state\na.mp4,run\n", "known are also file, .*filename, .* and labels, class, "),
         ("x.mp4 run\ny.mp4 run", "val.csv, line 1: no such file: .*x.mp4; none of the list's 2 videos is there"),
         ("# nothing\n", "val.csv: no line names a video"),
     ],

@@ -412,6 +412,13 @@ def test_what_columns_mean_is_seen_in_the_folders(columns, pictures, layout):
     assert reading_of([Line(1, "a", columns)], lambda line: list(pictures)).layout == layout
 
 
+def test_a_heading_that_nobody_knows_is_said(tmp_path, caplog):
+    make(tmp_path, "train/run/a.mp4")
+    write(tmp_path / "train.csv", "clip_name,state\na.mp4,run\n")
+    assert list(find_samples(tmp_path).samples) == ["train"]
+    assert "train.csv, line 1: 'clip_name, state' names no video" in caplog.text
+
+
 def test_segments_and_labels_read_otherwise_if_asked(tmp_path, caplog):
     write(tmp_path / "train.txt", "a.mp4 0 10 3\na.mp4 10 20 1\n")
     make(tmp_path, "a.mp4")
@@ -421,7 +428,10 @@ def test_segments_and_labels_read_otherwise_if_asked(tmp_path, caplog):
         ("a.mp4", "3", Part(0.0, 10.0)),
         ("a.mp4", "1", Part(10.0, 20.0)),
     ]
-    assert "start, end, label; layout=multi-label reads them as labels" in caplog.text
+    assert (
+        "train.txt: its lines are read as path, start, end, label, for two of three numbers rise; layout=multi-l"
+        in caplog.text
+    )
     labels = find_samples(tmp_path, layout="multi-label")
     assert labels.multi_label
     assert [sample.label for sample in labels.samples["train"]] == [(0, 3, 10), (1, 10, 20)]

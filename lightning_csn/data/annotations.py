@@ -241,8 +241,8 @@ def _collect(root: Path | None, read: Mapping[str, _Read], classes: list[str] | 
         samples[split] = [sample._replace(video=number) for number, sample in enumerate(found)]
     samples = {split: samples[split] for split in (*SPLITS, "all") if split in samples}
     layout = _sentence(root, read, fold)
-    for rule in dict.fromkeys(one.table.rule for one in read.values() if one.rule_counts):
-        _log.info("%s", rule)
+    for source, rule in dict.fromkeys((one.table.source, one.table.rule) for one in read.values() if one.rule_counts):
+        _log.info("%s: its lines are read as %s", source, rule)
     return Collection(samples, numbers.names, layout, multi_label, tuple(missing))
 
 

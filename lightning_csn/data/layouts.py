@@ -23,6 +23,8 @@ from typing import Any, NamedTuple
 
 from lightning_csn.data.list_files import (
     DELIMITERS,
+    LABEL_COLUMNS,
+    PATH_COLUMNS,
     Line,
     is_number,
     is_whole,
@@ -57,10 +59,6 @@ _WHOLE_LISTS = frozenset(
 )
 _MOST_FOLDERS = 1000  # in a root that are looked into for list files
 _PROBED = 20  # lines of a list whose folders of pictures are counted, to know what its columns mean
-PATH_COLUMNS: tuple[str, ...] = ("path", "file", "file_path", "filepath", "file_name", "filename", "fname", "video")
-PATH_COLUMNS += ("video_path", "video_name", "vid_name", "video_id", "vid", "clip", "name", "id")
-LABEL_COLUMNS: tuple[str, ...] = ("label", "labels", "class", "class_name", "classname", "category", "action")
-LABEL_COLUMNS += ("action_label", "target", "label_id", "class_id", "label_idx")
 SPLIT_COLUMNS = ("split", "subset", "set", "partition")
 START_COLUMNS = ("start", "start_seconds", "start_sec", "start_time", "time_start", "t_start", "begin")
 END_COLUMNS = ("end", "end_seconds", "end_sec", "end_time", "time_end", "t_end", "stop")
@@ -324,7 +322,7 @@ def _detect_kinetics(source: Source) -> Files:
 
 
 def _read_kinetics(source: Source, files: Files, *, trimmed: bool = True) -> dict[str, Table]:
-    rule = "videos called by their id alone are taken to be cut already; layout=kinetics-untrimmed cuts them"
+    rule = "videos cut already, those too that are called by their id alone; layout=kinetics-untrimmed cuts these"
     return {
         split: Table(path, list(_kinetics_rows(path, trimmed)), complete=False, rule=rule if trimmed else "")
         for split, path in files.items()
@@ -578,10 +576,12 @@ def reading_of(lines: Sequence[Line], pictures: Callable[[Line], Sequence[int]] 
     if whole and not is_video(last_name(lines[0].path)) and all(len(line.columns) > 1 for line in lines):
         return _reading_of_frames(lines, pictures)
     if all(len(line.columns) == 3 for line in lines) and (order := _segment_columns(lines)):
-        rule = f"three numbers behind every path, of which two rise: {order}; layout=multi-label reads them as labels"
+        rule = f"path, {order}, for two of three numbers rise; layout=multi-label reads them as labels"
         return Reading("segments", rule if whole else "")
     if whole:
-        return Reading("multi-label", "whole numbers behind the paths: labels; layout=segments reads start, end, label")
+        return Reading(
+            "multi-label", "path and labels, for whole numbers follow; layout=segments reads start, end, label"
+        )
     return Reading("list")
 
 
@@ -591,12 +591,16 @@ def _reading_of_frames(lines: Sequence[Line], pictures: Callable[[Line], Sequenc
     if min(len(line.columns) for line in lines) < 3:
         return Reading("frames")
     if probed and all(len(found) == first for (_, found), (first, _) in zip(probed, numbers, strict=True)):
-        return Reading("frames", "folder, count, labels, for the folders hold so many; or layout=frame-ranges")
+        return Reading(
+            "frames",
+            "folder, count and labels, for the folders hold so many; layout=frame-ranges reads first and last picture",
+        )
     if all(found[0] <= first <= last <= found[-1] for (_, found), (first, last) in zip(probed, numbers, strict=True)):
-        return Reading("frame-ranges", "folder, first and last picture, labels; or layout=frames, layout=frame-offsets")
-    return Reading(
-        "frame-offsets", "folder, first picture, count, label, for a last picture of that number is not there"
-    )
+        why = "" if probed else ", though none of the folders was looked into"
+        rule = f"folder, first and last picture and labels{why}; layout=frames reads a count and labels, "
+        return Reading("frame-ranges", rule + "layout=frame-offsets first picture, count and label")
+    rule = "folder, first picture, count and label, for a last picture of that number is not there; "
+    return Reading("frame-offsets", rule + "layout=frame-ranges reads first and last picture")
 
 
 def _segment_columns(lines: Sequence[Line]) -> str:
@@ -629,6 +633,10 @@ def _parse(source: Source, path: Path) -> list[Line]:
         return parse_list(text, path)
     try:
         lines = parse_list(text, path)
+    except InputError as error:
+        source.faults[path] = str(error)
+        return []
+    try:
         wanted = [Wanted(line.path, str(path)) for line in lines[:: max(1, len(lines) // _PROBED)]]
         places = source.places.find(wanted, first=path.parent)
     except InputError:

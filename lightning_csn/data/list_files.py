@@ -17,6 +17,10 @@ from lightning_csn.data.names import ENDINGS, is_video, last_name
 from lightning_csn.errors import InputError
 
 DELIMITERS = "\t;|,"  # a path without an ending ends at the first of these that its line has; else at a space
+PATH_COLUMNS: tuple[str, ...] = ("path", "file", "file_path", "filepath", "file_name", "filename", "fname", "video")
+PATH_COLUMNS += ("video_path", "video_name", "vid_name", "video_id", "vid", "clip", "name", "id")
+LABEL_COLUMNS: tuple[str, ...] = ("label", "labels", "class", "class_name", "classname", "category", "action")
+LABEL_COLUMNS += ("action_label", "target", "label_id", "class_id", "label_idx")
 _AFTER_ENDING = re.compile(rf"(?P<path>.+\.(?:{ENDINGS}))(?P<between>\s*[,\t;|]\s*|\s+)(?P<rest>.+)", re.IGNORECASE)
 _AFTER_QUOTES = re.compile(r'"(?P<path>(?:[^"]|"")+)"(?P<between>\s*[,\t;|]\s*|\s+|$)(?P<rest>.*)')
 _NUMBER = re.compile(r"-?(\d+\.?\d*|\.\d+)")
@@ -145,8 +149,9 @@ def parse_list(text: str, path: Path) -> list[Line]:
     first, *others = lines
     if not is_video(last_name(first.path)) and others and all(is_video(last_name(line.path)) for line in others):
         raise InputError(
-            f"{path}, line {first.number}: {first.path!r} is no video, the other lines name videos; "
-            "a heading is to be taken out, or to call its columns path and label"
+            f"{path}, line {first.number}: {', '.join((first.path, *first.columns))!r} names no video, the other lines "
+            "do; a heading is to be taken out, or to call a column 'path' and one 'label'; known are also "
+            f"{', '.join(PATH_COLUMNS[1:])} and {', '.join(LABEL_COLUMNS[1:])}"
         )
     return lines
 
