@@ -118,8 +118,8 @@ def page() -> str:
         "",
         "What the networks must move and compute for one clip of 32x224x224 at 2 bytes per element (bf16, fp16),",
         "counted by `lightning_csn.models.roofline`, which printed this page. **Not yet measured on a GPU:** no time",
-        f"of a GPU here is one that anybody measured. The times are bytes over {COPY / 1e12} TB/s and multiply-adds over"
-        f" {MULTIPLY_ADDS / 1e12:.0f} T/s, an H200's",
+        f"of a GPU here is one that anybody measured. The times are bytes over {COPY / 1e12} TB/s and multiply-adds"
+        f" over {MULTIPLY_ADDS / 1e12:.0f} T/s, an H200's",
         "rates as reported elsewhere, so that the numbers have a scale.",
         "",
         "## Depthwise layers",
@@ -189,8 +189,8 @@ def page() -> str:
         "kernel is held against its definition with tensors that need no other one. Measure it on any machine:",
         "`TRITON_ALWAYS_COMPILE=1 python tests/compile_kernels.py --seconds step`.",
         "",
-        "The partial statistics of the depthwise convolution, written and read once, are 0.5 to 6.2% of the bytes of its",
-        "input and output at 8 to 256 clips. Up to 128 programs for each 32 channels merge them, and then one.",
+        "The partial statistics of the depthwise convolution, written and read once, are 0.5 to 6.2% of the bytes of",
+        "its input and output at 8 to 256 clips. Up to 128 programs for each 32 channels merge them, and then one.",
         "",
     ]
     return "\n".join(lines)
