@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
@@ -130,6 +131,30 @@ def test_a_folder_without_videos_says_what_was_looked_for(tmp_path):
 def test_videos_without_classes_have_no_split(tmp_path):
     touch(tmp_path, "b.mp4", "a.webm", "c.txt")
     assert find_samples(tmp_path) == ({}, [], "videos without classes", False, ())
+
+
+def test_folders_of_photos_are_told_from_videos_without_classes(tmp_path, caplog):
+    touch(tmp_path, "cat/IMG_1.jpg", "dog/IMG_1.jpg", "dog/IMG_2.jpg")
+    assert find_samples(tmp_path).samples == {}
+    assert f"{tmp_path}: cat, dog are read as videos, folders of their frames" in caplog.text
+
+
+@pytest.mark.parametrize("splits", [("",), ("train/", "val/")])
+def test_a_root_that_is_too_high_is_doubted(tmp_path, caplog, splits):
+    for split in splits:
+        touch(tmp_path, f"{split}one/run/1.mp4", f"{split}one/walk/1.mp4", f"{split}two/lists/jump/1.mp4")
+    assert find_samples(tmp_path).classes == ["one", "two"]
+    said = (
+        f"all lie deeper, those of one in run, walk; if these folders are the classes, .* name {tmp_path}/one in place"
+    )
+    assert re.search(said, caplog.text)
+
+
+@pytest.mark.parametrize("names", [["a/p1/1.mp4", "a/p2/1.mp4", "b/1.mp4"], ["a/x/1.mp4", "b/x/1.mp4"]])
+def test_a_root_that_may_be_right_is_not(tmp_path, caplog, names):
+    touch(tmp_path, *names)
+    find_samples(tmp_path)
+    assert caplog.text == ""
 
 
 def test_lists_with_names(tmp_path):

@@ -153,6 +153,13 @@ def test_videos_without_classes_are_read_and_not_safe_to_train_on(check, tmp_pat
     assert "predict" in out
 
 
+def test_a_root_that_is_too_high_is_a_warning(check, tmp_path, make_video):
+    for name in ("one/run/1", "one/walk/1", "two/jump/1"):
+        make_video(tmp_path / f"data/{name}.mp4", frames=5)
+    code, out, _ = check(tmp_path / "data", "--json")
+    assert "deep classes" in {problem["kind"] for problem in json.loads(out)["problems"]}
+
+
 def test_a_file_in_place_of_a_folder_is_told_from_nothing(check, tmp_path):
     (tmp_path / "list.txt").write_text("a.mp4 run\n")
     with pytest.raises(InputError, match=r"list.txt: this is a file, and ROOT is a folder; a list .* --train-list"):

@@ -172,13 +172,24 @@ def _from_root(root: Path, classes: list[str] | None, layout: str | None, fold: 
                 _report_left_out(root, files)
             for message in nearly:
                 _log.warning("%s; %s is taken instead", message, LAYOUTS[name].title)
-            return _collect(root, read, classes, fold)
+            collection = _collect(root, read, classes, fold)
+            if doubt := deep_classes(collection, root):
+                _log.warning("%s: %s", root, doubt)
+            return collection
         if read:
             one = next(iter(read.values()))
             where = one.table.where(one.table.rows[0])
             nearly.append(f"{where}: no such file: {one.places[0].path}, nor any other that is named")
-    if not nearly and layout in (None, "folders") and list_videos(root):
+    if not nearly and layout in (None, "folders") and (videos := list_videos(root)):
         _report_passed_over(source, {})
+        if os.path.isdir(videos[0]):
+            _log.warning(
+                "%s: %s%s read as videos, folders of their frames, for the pictures in them are numbered; photos of "
+                "things are no videos, and classes of videos lie in CLASS/VIDEO/PICTURES",
+                root,
+                ", ".join(os.path.relpath(video, root) for video in videos[:3]),
+                " is" if len(videos) == 1 else " are" if len(videos) <= 3 else f" and {len(videos) - 3} more are",
+            )
         return Collection({}, list(classes or []), "videos without classes")
     raise InputError(f"{root}: {'; '.join(nearly) or 'no videos in it'}{_looked_for(_choose(layout))}")
 
@@ -442,6 +453,31 @@ def _report_left_out(root: Path, folders: Mapping[str, Path]) -> None:
         loose = sum(1 for path in folder.iterdir() if is_video(path.name))
         if loose:
             _log.warning("%s: %d videos that are in no class folder are left out", folder, loose)
+
+
+def deep_classes(collection: Collection, root: str | os.PathLike[str]) -> str:
+    """A doubt about a folder per class of which all videos lie in folders of the class folders; "" where there is none.
+
+    So it is where each person has a folder, say; or where the root is too high, and its folders are data sets.
+    """
+    if not collection.layout.startswith(LAYOUTS["folders"].title):
+        return ""
+    inside: dict[str, set[str]] = {}
+    for split, samples in collection.samples.items():
+        for sample in samples:
+            folders = os.path.relpath(sample.path, root).split(os.sep)[split != "all" : -1]
+            if len(folders) < 2:
+                return ""
+            inside.setdefault(folders[0], set()).add(folders[1])
+    name = max(sorted(inside), key=lambda name: len(inside[name]), default="")
+    if len(inside.get(name, ())) < 2:
+        return ""
+    below = ", ".join(sorted(inside[name])[:3])
+    instead = f"{os.path.join(root, name)} in place of {os.fspath(root)}" if "all" in collection.samples else ""
+    return (
+        f"no video lies in its class folder, all lie deeper, those of {name} in {below}; if these folders are the "
+        f"classes, or splits, and {name} is none, name {instead or 'the folder above the splits'}"
+    )
 
 
 def _with_classes(packed: Collection, names: list[str] | None, root: str | os.PathLike[str]) -> Collection:

@@ -25,6 +25,7 @@ import torch
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data import shards
+from lightning_csn.data.annotations import deep_classes
 from lightning_csn.data.crew import Alive, Failure, run_apart
 from lightning_csn.data.index import Entry, IndexWriter, Stamp, VideoIndex, absolute, stamp_of
 from lightning_csn.data.reading import Reader, open_video
@@ -431,6 +432,7 @@ def examine(
         *_damage(rows),
         *_groups(readable),
         *_splits(collection, counts),
+        *_root(collection, root),
         *_unlabelled(rows),
         *_clip_problems(rows, clip),
         *_oddities(rows),
@@ -729,6 +731,11 @@ def _unlabelled(rows: Sequence[Row]) -> Iterator[Problem]:
             yield _of_files(UNSAFE, "no label", "{} to train on without a label", files)
         elif role != PREDICT:
             yield _of_files(WARNING, "no label", f"{{}} without a label in {role}: no figure is to be had", files)
+
+
+def _root(collection: Collection, root: str) -> Iterator[Problem]:
+    if root and (doubt := deep_classes(collection, root)):
+        yield Problem(level=WARNING, kind="deep classes", text=doubt)
 
 
 def _splits(collection: Collection, counts: Mapping[str, Mapping[str, tuple[int, int]]]) -> Iterator[Problem]:
