@@ -194,7 +194,7 @@ dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, 
 results = []
 for way in ("reference", "fused"):
     torch.manual_seed(0)
-    block = Bottleneck(16, 4, interaction_reduced, norm=nn.BatchNorm3d, stride=1, drop_path=nn.Identity()).double()
+    block = Bottleneck(8, 2, interaction_reduced, norm=nn.BatchNorm3d, stride=1, drop_path=nn.Identity()).double()
     parallel = nn.parallel.DistributedDataParallel(block)
     x = torch.randn(2, 8, 2, 3, 3, generator=torch.Generator().manual_seed(rank), dtype=torch.float64)
     with depthwise_backend(way):
