@@ -156,7 +156,7 @@ def test_videos_without_classes_are_read_and_not_safe_to_train_on(check, tmp_pat
 def test_a_root_that_is_too_high_is_a_warning(check, tmp_path, make_video):
     for name in ("one/run/1", "one/walk/1", "two/jump/1"):
         make_video(tmp_path / f"data/{name}.mp4", frames=5)
-    code, out, _ = check(tmp_path / "data", "--json")
+    _, out, _ = check(tmp_path / "data", "--json")
     assert "deep classes" in {problem["kind"] for problem in json.loads(out)["problems"]}
 
 
