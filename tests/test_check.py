@@ -1,5 +1,6 @@
 """Reading whole collections, and what is said of them."""
 
+import json
 import os
 import time
 from random import Random
@@ -96,6 +97,19 @@ def test_a_second_run_reads_only_what_changed_or_could_not_be_read(files, tmp_pa
     make_video(files[1], frames=7)
     assert read_anew(monkeypatch, files[:2], index=index) == [files[1]]
     assert VideoIndex.read(index).find(files[1]).info.num_frames == 7
+
+
+def test_an_index_of_another_version_is_begun_anew_and_that_is_said(files, tmp_path, caplog):
+    index = tmp_path / "index.jsonl"
+    for change in ({"version": 0}, {"known": ["num_frames"]}):
+        dict(read_files(files[:1], index=index))
+        head, *lines = index.read_text().split("\n")
+        index.write_text("\n".join([json.dumps(json.loads(head) | change), *lines]))
+        caplog.clear()
+        dict(read_files(files[1:2], index=index))
+        assert [entry.path for entry in VideoIndex.read(index)] == files[1:2]
+        assert "index.jsonl: another version of this package wrote it" in caplog.text
+        index.unlink()
 
 
 def test_files_that_were_not_decoded_are_read_again_to_decode_them(files, tmp_path, monkeypatch):
@@ -479,6 +493,8 @@ def test_what_the_clip_does_is_told():
         "enlarged": "1 video smaller than the clip's short side of 48 pixels, and enlarged",
     }
     assert {problem.level for problem in report.problems} == {NOTE}
+    (short,) = (problem for problem in report.problems if problem.kind == "too short")
+    assert short.files == (("a", "4 frames at 25 fps: the last 6 of a clip's 8 are the same"),)
 
 
 def test_mixed_rates_that_a_clip_takes_as_filmed_are_a_warning():

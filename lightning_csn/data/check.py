@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import logging
 import math
 import os
 import re
@@ -27,13 +28,15 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data import shards
 from lightning_csn.data.annotations import deep_classes
 from lightning_csn.data.crew import Alive, Failure, run_apart
-from lightning_csn.data.index import Entry, IndexWriter, Stamp, VideoIndex, absolute, stamp_of
+from lightning_csn.data.index import Entry, IndexWriter, Stamp, VideoIndex, absolute, is_of_another_version, stamp_of
 from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Collection, Part, Sample
 from lightning_csn.data.sampling import part_frames, resample
 from lightning_csn.data.splits import UCF101_GROUP
 from lightning_csn.data.video import OPEN_OPTIONS, Video, VideoError, VideoInfo, VideoLayout
 from lightning_csn.errors import InputError
+
+_log = logging.getLogger(__name__)
 
 UNREADABLE_LIMIT = 0.1  # of a split, as in VideoDataModule
 READ_SECONDS = 60.0  # that the packets of a file, or a frame of it, may take
@@ -42,7 +45,7 @@ UNSAFE, WARNING, NOTE = "unsafe", "warning", "note"  # levels of a problem, the 
 LARGEST_IMBALANCE = 5  # the largest class by the smallest; beyond it accuracy says little of the small ones
 SMALLEST_SHARE_PROMISED = 0.9  # of the frames that a header promises; real ones are off by a few (edit lists, HMDB51)
 BINS = 12  # of the histogram of lengths
-PICTURE_WIDTH, PICTURE_FRAMES = 128, 3  # pixels of a frame in a picture of the report, and how many it shows
+PICTURE_WIDTH, PICTURE_FRAMES = 128, 3  # pixels of a frame's longer side in the report's pictures, and how many frames
 
 
 # ---------------------------------------------------------------- reading
@@ -66,11 +69,15 @@ def read_files(
     """Each path, in any order, with what was found in its file; None for a file that is not there.
 
     index: where entries are kept, and taken from where the file has not changed; each is written at once, so that
-        whoever stops loses nothing. Files that could not be read are read again, for that may have been the machine's
-        fault or that of an older FFmpeg; and those whose frames were not decoded, where `decode` asks for it.
+        whoever stops loses nothing. One of another version of this package is begun anew. Files that could not be read
+        are read again, for that may have been the machine's fault or that of an older FFmpeg; and those whose frames
+        were not decoded, where `decode` asks for it.
     decode: decode every frame too, and count them.
     seconds: that a file's packets, or each frame of it, may take.
     """
+    if index is not None and is_of_another_version(index):
+        _log.warning("%s: another version of this package wrote it, which knew other things; it is begun anew", index)
+        Path(index).expanduser().unlink()
     known = None if index is None or not _holds_something(index) else VideoIndex.read(index)
     tasks = []
     writer = None if index is None else IndexWriter(index)
@@ -238,14 +245,24 @@ def take_picture(path: str, alive: Alive) -> bytes | None:
             alive()
             info = video.info
             numbers = [(2 * i + 1) * info.num_frames // (2 * PICTURE_FRAMES) for i in range(PICTURE_FRAMES)]
-            height = min(2 * PICTURE_WIDTH, max(1, round(PICTURE_WIDTH * info.height / info.width)))
-            frames = video.frames(numbers, size=(height, PICTURE_WIDTH))  # (T, H, W, C)
+            frames = video.frames(numbers, size=picture_size(info.height, info.width))  # (T, H, W, C)
     except (VideoError, OSError, MemoryError):
         return None
     strip = torch.cat(list(frames), dim=1).contiguous()
     jpeg = io.BytesIO()
     Image.fromarray(strip.numpy()).save(jpeg, "JPEG", quality=70, optimize=True)
     return jpeg.getvalue()
+
+
+def picture_size(height: int, width: int) -> tuple[int, int]:
+    """(height, width) of a frame in a picture: PICTURE_WIDTH wide or high, the other side a quarter of it at least.
+
+    >>> picture_size(1080, 1920), picture_size(1920, 1080), picture_size(2, 300), picture_size(9, 1)
+    ((72, 128), (128, 72), (32, 128), (128, 32))
+    """
+    scale = PICTURE_WIDTH / max(height, width)
+    least = PICTURE_WIDTH // 4  # a film of a few pixels in one direction is stretched, to be seen at all
+    return max(least, round(height * scale)), max(least, round(width * scale))
 
 
 def take_pictures(paths: Iterable[str], *, workers: int, seconds: float = READ_SECONDS) -> Iterator[tuple[str, bytes]]:
@@ -771,8 +788,9 @@ def _clip_problems(rows: Sequence[Row], clip: ClipSpec | None) -> Iterator[Probl
     fates = {row.path: row.fate for row in rows if row.fate is not None}
     if not fates:
         return
+    rate = "" if clip.fps is None else f" at {rate_text(clip.fps)}"
     short = {
-        path: f"{_frames(fate.num_frames)}: the last {fate.repeated} of a clip's {clip.frames} are the same"
+        path: f"{_frames(fate.num_frames)}{rate}: the last {fate.repeated} of a clip's {clip.frames} are the same"
         for path, fate in fates.items()
         if fate.short
     }

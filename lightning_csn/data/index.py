@@ -223,6 +223,16 @@ def _head_line() -> bytes:
     return json.dumps(_head()).encode() + b"\n"
 
 
+def is_of_another_version(path: str | os.PathLike[str]) -> bool:
+    """Whether a file is an index that an older or newer version of this package wrote."""
+    try:
+        with open(Path(path).expanduser(), "rb") as file:
+            head = json.loads(file.readline())
+    except (OSError, ValueError):
+        return False
+    return isinstance(head, dict) and head.get("format") == FORMAT and head != _head()
+
+
 def _check_head(path: str | os.PathLike[str], line: bytes) -> None:
     """Raise InputError where the first line is not that of an index of this version."""
     try:
