@@ -186,7 +186,8 @@ class UnreadableVideos(Callback):
             writer = csv.writer(file)
             writer.writerow(("stage", "path", "message"))
             for (stage, number), message in sorted(messages.items()):
-                writer.writerow((stage, data.samples_of(stage)[number].path, message))
+                video = data.samples_of(stage)[number].path
+                writer.writerow((stage, video, message.removeprefix(f"{video}: ")))
         if messages:
             shown = os.path.relpath(path) if path.absolute().is_relative_to(Path.cwd()) else path
             print(f"unreadable: {len(messages)} video{'s' * (len(messages) != 1)}, listed in {shown}")

@@ -111,7 +111,8 @@ def listed(folder):
     with open(folder / "unreadable.csv", newline="", encoding="utf-8") as file:
         head, *rows = csv.reader(file)
     assert head == ["stage", "path", "message"]
-    assert all(message.startswith(f"{path}: ") for _, path, message in rows)
+    assert not any(path in message for _, path, message in rows)
+    assert all("Invalid data found" in message for *_, message in rows)
     return [(stage, path) for stage, path, _ in rows]
 
 
