@@ -214,14 +214,16 @@ def score_text(stage: str, values: Mapping[str, float]) -> str:
     """The figures of VideoScores in a line.
 
     >>> score_text("val", {"map": 0.5, "loss": 0.25, "videos": 9, "unreadable": 3, "blank": 2, "short": 0})
-    'val: mAP 0.5000, loss 0.2500 of 9 videos (2 of them unreadable, with gray clips in their place, 1 more unreadable, 0 shorter than a clip)'
+    'val: mAP 0.5000, loss 0.2500 of 9 videos (2 of these unreadable: gray clips; 1 more left out; 0 shorter than a clip)'
     """  # noqa: E501
     names = {"top1": "top-1", "top5": "top-5", "macro_f1": "macro F1", "map": "mAP", "loss": "loss"}
     figures = ", ".join(f"{text} {values[name]:.4f}" for name, text in names.items() if name in values)
     videos, unreadable, blank, short = (int(values[name]) for name in COUNTS)
-    gray = f"{blank} of them unreadable, with gray clips in their place, " if blank else ""
-    more = f"{unreadable - blank} more unreadable, {short} shorter than a clip"
-    return f"{stage}: {figures} of {videos} videos ({gray}{more})"
+    left_out = unreadable - blank
+    fate = f"{left_out} unreadable, left out" if left_out else "none unreadable"
+    if blank:
+        fate = f"{blank} of these unreadable: gray clips; {f'{left_out} more' if left_out else 'none'} left out"
+    return f"{stage}: {figures} of {videos} videos ({fate}; {short} shorter than a clip)"
 
 
 def view_text(clips: int, crops: int | str) -> str:

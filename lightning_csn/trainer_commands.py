@@ -9,6 +9,7 @@ Imported by `cli` once one of these commands runs: importing Lightning takes sec
 
 from __future__ import annotations
 
+import difflib
 import errno
 import itertools
 import logging
@@ -16,10 +17,11 @@ import os
 import shlex
 import shutil
 import signal
+import sys
 import threading
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,6 +170,10 @@ class TrainerCommand(LightningCLI):
         try:
             self.config = parser.parse_args(args)
             self.given = parser.parse_args(args, defaults=False)
+        except SystemExit:
+            for line in nearest_options(self.typed, list(parser._option_string_actions)):
+                print(line, file=sys.stderr)
+            raise
         except UnicodeDecodeError as error:
             named = [token.removeprefix("--config=") for token in args if token.startswith("--config=")]
             named += [file for flag, file in itertools.pairwise(args) if flag == "--config"]
@@ -408,6 +414,8 @@ class LastCheckpoint(ModelCheckpoint):
         environment = trainer._accelerator_connector.cluster_environment
         requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue  # SIGTERM is Lightning's then
         for signum in (signal.SIGINT,) if requeued else (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(signum) is signal.SIG_IGN:  # as of what a shell runs in the background
+                continue
             self._handlers[signum] = signal.signal(signum, self._ask)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -663,6 +671,22 @@ def options_to_test(given: Mapping[str, Any]) -> str:
     if any(given.get(name) is not None for name in VIDEOS[1:]):  # with a list, folders are not looked through
         named.setdefault("test_list", "FILE")
     return " ".join(f"--data.{name} {shlex.quote(str(value))}" for name, value in named.items())
+
+
+def nearest_options(typed: Iterable[str], known: Sequence[str]) -> list[str]:
+    """For each option that is none of those `known`, nor within one of them, a line with the one that may be meant.
+
+    >>> nearest_options(["data.rot", "trainer.logger.name", "data.root"], ["--data", "--data.root", "--trainer.logger"])
+    ['--data.rot: the nearest option is --data.root; --help_all lists all of them']
+    """
+    lines = []
+    known = [option for option in known if option not in ("--data", "--model", "--trainer")]
+    for name in typed:
+        if any(f"--{name}" == option or f"--{name}".startswith((f"{option}.", f"{option}+")) for option in known):
+            continue
+        for nearest in difflib.get_close_matches(f"--{name}", known, n=1, cutoff=0.7):
+            lines.append(f"--{name}: the nearest option is {nearest}; --help_all lists all of them")
+    return lines
 
 
 def decided_by_videos(name: str) -> InputError:

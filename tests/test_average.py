@@ -60,8 +60,9 @@ def test_the_line_of_the_test_comes_again_with_its_classes(make_file, capsys):
     assert run(make_file()) == 0
     line, *table = capsys.readouterr().out.splitlines()
     assert line == (
-        "test: top-1 0.5000, top-5 1.0000, macro F1 0.3333, loss 0.8477 of 2 videos (1 more unreadable, 0 shorter than "
-        "a clip); 2 clips x 2 crops of 8 frames of 32 x 32 pixels, globally pooled, mean of the views' probabilities"
+        "test: top-1 0.5000, top-5 1.0000, macro F1 0.3333, loss 0.8477 of 2 videos (1 unreadable, left out; 0 shorter "
+        "than a clip); 2 clips x 2 crops of 8 frames of 32 x 32 pixels, globally pooled, mean of the views' "
+        "probabilities"
     )
     assert [row.split() for row in table] == [
         ["CLASS", "VIDEOS", "TOP-1"],

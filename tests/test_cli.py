@@ -131,7 +131,7 @@ for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoint
         (["classify", "."], "; for the videos in it: ./*"),
         (["fit", "--data.root=.", "--model.pretrained=x", "--ckpt_path=no.ckpt"], "no.ckpt: there is no such file"),
         (["fit", "--data.root=nowhere", "--model.architecture=ircsn_tiny"], "nowhere: no such folder"),
-        (["fit", "--data.rot=x"], "data.rot"),
+        (["fit", "--data.rot=x"], "--data.rot: the nearest option is --data.root; --help_all lists all of them"),
         (["fit", "--data.root=.", "--model.lr=fast"], "model.lr"),
         (["fit", "--config=nope.yaml"], "nope.yaml"),
         (["test", "--data.root=."], "test needs a network: --ckpt_path FILE of a run, or --model.pretrained"),
@@ -437,7 +437,7 @@ def test_test_needs_no_model_options(trained, split_folder, tmp_path, capsys):
 def test_validate_scores_weights_without_a_run(split_folder, weights, tmp_path, capsys):
     options = [f"--model.pretrained={weights}", "--data.num_workers=0", f"--trainer.default_root_dir={tmp_path}"]
     assert main(["validate", f"--data.root={split_folder}", *options, *QUIET]) == 0
-    assert "of 6 videos (0 more unreadable, 0 shorter than a clip); 1 clip x 1 crop of" in capsys.readouterr().out
+    assert "of 6 videos (none unreadable; 0 shorter than a clip); 1 clip x 1 crop of" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

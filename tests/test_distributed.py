@@ -284,6 +284,6 @@ def test_a_validation_is_of_one_network_on_all_processes(results):
 
 def test_a_test_is_printed_and_unreadable_videos_are_listed_once(results):
     said = results[-1]
-    assert said.count("of 3 videos (2 more unreadable, 1 shorter than a clip)") == 1
+    assert said.count("of 3 videos (2 unreadable, left out; 1 shorter than a clip)") == 1
     assert said.count("  video 5: 5.mp4: no such file") == 1
     assert "sync_dist" not in said  # Lightning's complaint about numbers that are logged for one process only

@@ -478,7 +478,7 @@ def test_a_test_is_printed_with_how_it_was_measured(make_trainer, capsys, caplog
     assert (expected["test_videos"], expected["test_unreadable"]) == (6, 1)
     assert capsys.readouterr().out == (
         f"test: top-1 {expected['test_top1']:.4f}, top-5 1.0000, macro F1 {expected['test_macro_f1']:.4f}, "
-        f"loss {expected['test_loss']:.4f} of 6 videos (1 more unreadable, 1 shorter than a clip); "
+        f"loss {expected['test_loss']:.4f} of 6 videos (1 unreadable, left out; 1 shorter than a clip); "
         f"5 clips x 1 crop of 4 frames of 32 x 32 pixels, {pooling}, mean of the views' probabilities\n"
     )
     assert "unreadable videos of the test split, left out:\n  video 6: b.mp4: moov atom not found" in caplog.text
@@ -492,7 +492,7 @@ def test_gray_clips_that_stand_for_unreadable_videos_are_scored_and_said(make_tr
     counts = {name: trainer.callback_metrics[f"test_{name}"].item() for name in ("videos", "unreadable", "blank")}
     assert counts == {"videos": 8, "unreadable": 2, "blank": 1}
     assert (
-        "of 8 videos (1 of them unreadable, with gray clips in their place, 1 more unreadable, 0 shorter than a clip)"
+        "of 8 videos (1 of these unreadable: gray clips; 1 more left out; 0 shorter than a clip)"
         in capsys.readouterr().out
     )
     assert "left out:\n  video 8: c.mp4: empty" in caplog.text
