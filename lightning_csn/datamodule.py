@@ -29,8 +29,9 @@ from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder
 from lightning_csn.data.reading import READERS
-from lightning_csn.data.samples import Collection, Sample
+from lightning_csn.data.samples import Collection, Label, Sample
 from lightning_csn.data.shards import is_packed
+from lightning_csn.data.torchcodec_video import find_decoder
 from lightning_csn.data.transforms import CROPS, SCALE, num_views
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 from lightning_csn.scores import videos_done
@@ -167,8 +168,12 @@ class VideoDataModule(L.LightningDataModule):
             raise InputError(f"scale is two shares of the area, above 0, up to 1, the smaller first; got {scale}")
         if short_sides is not None and not (isinstance(short_sides, Sequence) and len(short_sides) == 2):
             raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {short_sides}")
+        if short_sides is not None and not 1 <= short_sides[0] <= short_sides[1]:
+            raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {list(short_sides)}")
         check_choice("sampling", sampling, SAMPLINGS)
         check_choice("reader", reader, READERS)
+        if reader == "torchcodec":
+            find_decoder()  # here, and not in every worker
         check_choice("augment_on", augment_on, AUGMENT_ON)
         check_number("unreadable_limit", unreadable_limit, 0, 1)
         for name, number, unit in (
@@ -434,11 +439,32 @@ class VideoDataModule(L.LightningDataModule):
             return
         _log.info("videos found as: %s", self._found_as)
         for split, samples in self.samples.items():
-            labels = ([sample.label] if isinstance(sample.label, int) else sample.label for sample in samples)
-            counts = Counter(number for numbers in labels for number in numbers)
+            counts = Counter(number for sample in samples for number in numbers_of(sample.label))
             _log.info("%s: %d videos; %s", split, len(samples), count_text(counts, self.classes))
+        if without := classes_without(self.samples, self.classes):
+            _log.warning(
+                "val has no video of %d of the classes that train has, so that its figures say nothing of them: %s",
+                len(without),
+                ", ".join(without[:_FEW_CLASSES]) + (", ..." if len(without) > _FEW_CLASSES else ""),
+            )
         if not self.has_split("val"):
             _log.info("no validation videos: training goes without validation")
+
+    def _report_index(self, stage: str, samples: Sequence[Sample]) -> None:
+        """Log how many of a split's videos the index knows, where it does not know all."""
+        if self._index is None or (self.trainer is not None and not self.trainer.is_global_zero):
+            return
+        known = sum(sample.path in self._index for sample in samples)
+        if known < len(samples):
+            _log.log(
+                logging.INFO if known else logging.WARNING,
+                "%s: %d of the %d videos of %s are in %s; the others are scanned when they are opened",
+                "index" if known else "index of other videos",
+                known,
+                len(samples),
+                stage,
+                self._index_path,
+            )
 
     def _fitting(self) -> bool:
         return self.trainer is None or self.trainer.state.fn == "fit"
@@ -465,6 +491,7 @@ class VideoDataModule(L.LightningDataModule):
         if self._index_path is not None and self._index is None:
             self._index = VideoIndex.read(self._index_path)
         samples = self.samples_of(stage)
+        self._report_index(stage, samples)
         without = next((sample.path for sample in samples if sample.label == -1 and stage != "predict"), None)
         if without is not None:
             raise InputError(f"{without}: no label for it in {stage}; only predict takes such videos")
@@ -516,6 +543,8 @@ def policies(on_unreadable: Mapping[str, str] | str) -> dict[str, str]:
     >>> policies({"train": "skip", "val": "raise"})
     {'train': 'skip', 'val': 'raise', 'test': 'skip', 'predict': 'skip'}
     """
+    if not isinstance(on_unreadable, str | Mapping):
+        raise InputError(f"on_unreadable must be one of {', '.join(POLICIES)}, or one by stage, got {on_unreadable!r}")
     given = dict.fromkeys(STAGES, on_unreadable) if isinstance(on_unreadable, str) else dict(on_unreadable)
     for stage, policy in given.items():
         check_choice("a stage of on_unreadable", stage, STAGES)
@@ -542,6 +571,26 @@ def mirror_map(pairs: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[i
         first, second = (numbers[name] for name in pair)
         mirrored |= {first: second, second: first}
     return mirrored
+
+
+def classes_without(samples: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> list[str]:
+    """Classes that have a video to train on and none to validate on; none where there is no validation.
+
+    >>> samples = {"train": [Sample("a.mp4", 0, 0), Sample("b.mp4", 1, 1)], "val": [Sample("c.mp4", 1, 0)]}
+    >>> classes_without(samples, ["run", "walk", "jump"])
+    ['run']
+    """
+    if "train" not in samples or "val" not in samples:
+        return []
+    train, val = (
+        {number for sample in samples[split] for number in numbers_of(sample.label)} for split in ("train", "val")
+    )
+    return [name for number, name in enumerate(classes) if number in train - val]
+
+
+def numbers_of(label: Label) -> tuple[int, ...]:
+    """The numbers of one label or of several."""
+    return (label,) if isinstance(label, int) else tuple(label)
 
 
 def count_text(counts: Counter[Any], classes: Sequence[str]) -> str:

@@ -35,6 +35,6 @@ def check_number(option: str, value: Any, least: float, most: float = math.inf) 
 
 
 def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
-    """Raise InputError if `value` is none of `choices`."""
-    if value not in choices:
+    """Raise InputError if `value` is none of `choices`; True and 1.0 are not 1."""
+    if not any(value == choice and type(value) is type(choice) for choice in choices):
         raise InputError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")

@@ -7,6 +7,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -278,6 +279,10 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"augment_on": "gpu"}, "augment_on must be one of auto, workers, device"),
         ({"scale": ("a", "b")}, "scale is two shares of the area"),
         ({"short_sides": (256,)}, "short_sides is two numbers of pixels"),
+        ({"short_sides": (320, 256)}, r"the smaller first; got \[320, 256\]"),
+        ({"val_crops": True}, "val_crops must be one of 1, 3, 10, full, got True"),
+        ({"test_crops": 1.0}, "test_crops must be one of 1, 3, 10, full, got 1.0"),
+        ({"on_unreadable": None}, "on_unreadable must be one of skip, blank, raise, or one by stage, got None"),
     ],
 )
 def test_impossible_options_are_refused(split_folder, options, message):
@@ -380,6 +385,71 @@ def test_an_index_tells_unreadable_videos_before_they_are_opened(damaged):
     assert (0, f"{path}: known to be bad") in unreadable(model, "train")
     with pytest.raises(InputError, match="the index cannot be read"):
         trainer().fit(Recorder(), data(damaged, index=damaged / "nowhere"))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"times": None},
+            "what was kept of the video, in an index or a shard, has been changed since; remove the",
+        ),
+        ({"info": {"num_frames": 99}}, "what was kept of the video"),
+        ({"nonsense": 1}, "its entry in the index is none of check-data"),
+    ],
+)
+def test_an_index_that_was_changed_is_one_line_from_a_worker_too(split_folder, tmp_path, changes, message, num_workers):
+    path = tmp_path / "index"
+    with IndexWriter(path) as writer:
+        for video in sorted(split_folder.glob("train/*/*.mp4")):
+            stamp = stamp_of(video)
+            with open_video(video) as opened:
+                layout = opened.layout.to_dict()
+            writer.add(Entry(path=str(video), bytes=stamp.bytes, mtime_ns=stamp.mtime_ns, layout=layout))
+    head, *lines = path.read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    for entry in entries:
+        if "nonsense" in changes:
+            entry |= changes
+        else:
+            entry["layout"] |= {name: entry["layout"][name] | new if new else new for name, new in changes.items()}
+    path.write_text("\n".join([head, *map(json.dumps, entries), ""]))
+    with pytest.raises(InputError, match=message) as caught:
+        trainer().fit(Recorder(), data(split_folder, index=path, num_workers=num_workers))
+    assert str(caught.value).startswith(str(split_folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("known", "level", "said"), [(0, "WARNING", "index of other videos"), (5, "INFO", "index")])
+def test_an_index_says_how_many_of_the_videos_it_knows(split_folder, tmp_path, caplog, known, level, said):
+    videos = [*sorted(split_folder.glob("train/*/*.mp4"))[:known], split_folder / "elsewhere.mp4"]
+    with IndexWriter(tmp_path / "index") as writer:
+        for path in videos:
+            writer.add(Entry(path=str(path), bytes=1, mtime_ns=1))
+    with caplog.at_level("INFO", "lightning_csn"):
+        trainer(limit_val_batches=0).fit(Recorder(), data(split_folder, index=tmp_path / "index"))
+    found = [(record.levelname, record.message) for record in caplog.records if "scanned" in record.message]
+    message = (
+        f"{said}: {known} of the 12 videos of train are in {tmp_path / 'index'}; the others are scanned when they "
+    )
+    assert found[0] == (level, message + "are opened")
+
+
+def test_a_reader_that_is_not_there_is_said_at_once(split_folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchcodec", None)
+    with pytest.raises(InputError, match="torchcodec"):
+        data(split_folder, reader="torchcodec")
+
+
+def test_classes_that_validation_never_sees_are_named(split_folder, tmp_path, caplog):
+    root = tmp_path / "videos"
+    shutil.copytree(split_folder, root)
+    shutil.rmtree(root / "val" / "jumping")
+    with caplog.at_level("INFO", "lightning_csn"):
+        trainer().fit(Recorder(), data(root))
+    said = "val has no video of 1 of the classes that train has, so that its figures say nothing of them: jumping"
+    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [said]
 
 
 def test_several_clips_of_a_video_are_trained_on(split_folder):

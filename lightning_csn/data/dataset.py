@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset, default_collate, get_worker_info
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.augment import Augment, apply_to_batch
@@ -104,6 +104,14 @@ class VideoDataset(Dataset[Item]):
         return len(self.samples)
 
     def __getitem__(self, index: int | Draw) -> Item:
+        try:
+            return self._drawn(index)
+        except InputError as error:
+            if get_worker_info() is None:
+                raise
+            return {"refused": str(error)}  # see collate
+
+    def _drawn(self, index: int | Draw) -> Item:
         if not isinstance(index, Draw):
             return self._item(self.samples[index])
         with torch.random.fork_rng(devices=[]):
@@ -144,7 +152,13 @@ class VideoDataset(Dataset[Item]):
             entry = None if self.index is None else self.index.find(path)
             if entry is not None and entry.error is not None:
                 raise VideoError(entry.error)
-            layout = VideoLayout.from_dict(entry.layout) if entry is not None and entry.layout is not None else None
+            layout = None
+            if entry is not None and entry.layout is not None:
+                try:
+                    layout = VideoLayout.from_dict(entry.layout)
+                except InputError as error:
+                    remedy = "remove the index and run 'lightning-csn check-data' again"
+                    raise InputError(f"{path}: {error}; {remedy}") from error
             return open_video(path, reader=self.reader, layout=layout, frames_fps=self.frames_fps, cancelled=cancelled)
 
         return WatchedReader(open_known, seconds=self.read_timeout, name=path)
@@ -257,8 +271,12 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
     (B,), short and blank bool (B,), and unreadable [(video, message)].
 
     B counts the items with clips and may be 0; blank are those of them that could not be read. Where clips differ in
-    size there is no batch but a dict of error, the message: raised in a worker it would come with its traceback.
+    size, or nothing can be read as things are, there is no batch but a dict of error, the message: raised in a worker
+    it would come with its traceback.
     """
+    refused = next((item["refused"] for item in items if "refused" in item), None)
+    if refused is not None:
+        return {"error": refused}
     shown = [item for item in items if "clips" in item]
     sizes = {tuple(item["clips"].shape[-2:]) for item in shown}
     if len(sizes) > 1:

@@ -136,12 +136,22 @@ class VideoIndex:
         """All entries, whether their files are still the same or not."""
         return (Entry.from_dict(json.loads(line)) for line in self._lines.values())
 
+    def __contains__(self, path: str | os.PathLike[str]) -> bool:
+        """Whether there is an entry of a video, of its file as it is or as it was."""
+        return absolute(path) in self._lines
+
     def find(self, path: str | os.PathLike[str]) -> Entry | None:
-        """The entry of a video; None where there is none, or the file's size or time of change are others by now."""
+        """The entry of a video; None where there is none, or the file's size or time of change are others by now.
+
+        Raises InputError for an entry that is not as check-data writes them.
+        """
         line = self._lines.get(absolute(path))
         if line is None:
             return None
-        entry = Entry.from_dict(json.loads(line))
+        try:
+            entry = Entry.from_dict(json.loads(line))
+        except TypeError as error:
+            raise InputError(f"{path}: its entry in the index is none of check-data: {line[:80]!r}") from error
         return entry if stamp_of(entry.path) == (entry.bytes, entry.mtime_ns) else None
 
 

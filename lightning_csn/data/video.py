@@ -127,15 +127,27 @@ class VideoLayout:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> VideoLayout:
-        """The layout that `to_dict` gave these values of."""
-        times, unit = values["times"], values["unit"]
-        return cls(
-            info=VideoInfo(**values["info"]),
-            times=range(*times["range"]) if isinstance(times, Mapping) else tuple(times),
-            unit=(unit[0], unit[1]),
-            starts=tuple(values["starts"]),
-            skips=values["skips"],
-        )
+        """The layout that `to_dict` gave these values of; InputError for values that it cannot have given."""
+        try:
+            times, (numerator, denominator) = values["times"], values["unit"]
+            layout = cls(
+                info=VideoInfo(**values["info"]),
+                times=range(*times["range"]) if isinstance(times, Mapping) else tuple(times),
+                unit=(numerator, denominator),
+                starts=tuple(values["starts"]),
+                skips=values["skips"],
+            )
+            count, starts = layout.info.num_frames, layout.starts
+            listed = () if isinstance(layout.times, range) else layout.times
+            whole = all(isinstance(number, int) for number in (count, *listed, *layout.unit, *starts))
+            possible = (
+                len(layout.times) in (0, count) and denominator > 0 and all(0 <= start < count for start in starts)
+            )
+        except (KeyError, TypeError, ValueError):
+            whole = possible = False
+        if not whole or not possible:
+            raise InputError("what was kept of the video, in an index or a shard, has been changed since")
+        return layout
 
 
 class _OutOfStepError(Exception):
