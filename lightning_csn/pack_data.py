@@ -37,6 +37,12 @@ def pack_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--gop", type=positive, metavar="FRAMES", help="most between keyframes; default 32")
     parser.add_argument("--crf", type=float, metavar="N", help="of x264: lower is better and larger; default 23")
+    parser.add_argument(
+        "--frames-fps",
+        type=seconds,
+        metavar="N",
+        help="as --data.frames_fps of fit: the rate of folders of pictures, once packed; default 25",
+    )
     parser.add_argument("--copy", action="store_true", help="put the files in as they are; nothing is encoded")
     parser.add_argument(
         "--shard-size", type=size_bytes, default=256_000_000, metavar="SIZE", help="at most; default 256MB"
@@ -90,9 +96,12 @@ def run_pack(args: Namespace) -> int:
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.packing import Encoding, pack
 
-    encoded = {name: value for name in ("short_side", "gop", "crf") if (value := getattr(args, name)) is not None}
+    encoded = {
+        name: value for name in ("short_side", "gop", "crf", "frames_fps") if (value := getattr(args, name)) is not None
+    }
     if args.copy and encoded:
         raise InputError(f"--copy puts files in as they are; --{next(iter(encoded)).replace('_', '-')} is for encoding")
+    encoded.pop("frames_fps", None)
     given = {"train": args.train_list, "val": args.val_list, "test": args.test_list}
     classes = args.classes
     if classes is not None and len(classes) == 1 and Path(classes[0]).is_file():
@@ -116,12 +125,13 @@ def run_pack(args: Namespace) -> int:
             workers=args.workers or usable_processors(),
             seconds=args.timeout,
             on_unreadable=args.on_unreadable,
+            frames_fps=args.frames_fps,
             watch=lambda steps, total: progress(steps, total, "packing"),
         )
     except KeyboardInterrupt:
         note("stopped; the same command goes on from there")
         raise
-    note(f"{time.monotonic() - start:.0f} seconds")
+    note(f"in {time.monotonic() - start:.0f} seconds")
     print(as_text(packed, args.out))
     return SOME_LEFT_OUT if packed.left_out else ALL_PACKED
 
@@ -145,9 +155,16 @@ def as_text(packed: Packed, out: str) -> str:
             if shards
             else f"  {split}: no videos"
         )
+    if packed.bytes_after > packed.bytes_before:
+        lines.append(
+            "larger than the originals, which are compressed more but take longer to decode: --copy keeps them as they "
+            "are, --crf 28 or a smaller --short-side makes smaller ones"
+        )
     if packed.without_rate:
         names = ", ".join(packed.without_rate[:LISTED]) + (", ..." if len(packed.without_rate) > LISTED else "")
-        lines.append(f"{_count(len(packed.without_rate))} without a frame rate, taken as 25 frames per second: {names}")
+        many = _count(len(packed.without_rate))
+        lines.append(f"{many} without a frame rate, taken as 25 frames per second: {names}")
+        lines.append("  --frames-fps N gives folders of pictures another")
     if packed.left_out:
         were = "was" if len(packed.left_out) == 1 else "were"
         lines.append(f"{_count(len(packed.left_out))} could not be read and {were} left out:")

@@ -345,6 +345,12 @@ def test_a_folder_of_frames_is_encoded_but_not_copied(tmp_path, read_number):
     with open_video(read_packed(tmp_path / "out").samples["train"][0].path) as video:
         assert video.info.fps == 25
         assert [read_number(frame) for frame in video.frames(range(5))] == list(range(5))
+    packed = pack(collect(folder), tmp_path / "at 12", encoding=Encoding(), frames_fps=12)
+    assert packed.without_rate == []
+    with open_video(read_packed(tmp_path / "at 12").samples["train"][0].path) as video:
+        assert (video.info.num_frames, video.info.fps) == (5, 12)
+    with pytest.raises(InputError, match="frames_fps must be a number of pictures per second above 0, got 0"):
+        pack(collect(folder), tmp_path / "at 0", encoding=Encoding(), frames_fps=0)
 
 
 def test_a_packed_data_set_can_be_packed_anew(tmp_path, video_folder):

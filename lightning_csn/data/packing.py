@@ -102,13 +102,14 @@ class Packed(NamedTuple):
 
 
 class Task(NamedTuple):
-    """A video to pack, and where to put it; encoding None copies."""
+    """A video to pack, and where to put it; encoding None copies. frames_fps: of a folder of frames."""
 
     split: str
     number: int
     path: str
     target: str
     encoding: Encoding | None
+    frames_fps: float | None = None
 
 
 class Outcome(NamedTuple):
@@ -146,6 +147,7 @@ def pack(
     workers: int = 1,
     seconds: float = 60.0,
     on_unreadable: str = "skip",
+    frames_fps: float | None = None,
     watch: Callable[[Iterator[Step], int], Iterator[Step]] = lambda steps, total: steps,
 ) -> Packed:
     """Pack the videos of a collection into the folder `out`: for `read_packed`, which gives the collection back.
@@ -155,6 +157,7 @@ def pack(
     shard_bytes: a shard ends before the video with which it would be larger.
     seconds: that reading a part of a video may take; more is an unreadable video.
     on_unreadable: "skip" leaves unreadable videos out and lists them, "raise" ends with VideoError at the first.
+    frames_fps: pictures per second of folders of frames, which do not say it; None takes RATE_WITHOUT_TIMES.
     watch: sees (steps, number of steps) go by: one step for each video.
 
     A video that several samples of a split are parts of is packed once. What was packed before in the same way is
@@ -167,6 +170,10 @@ def pack(
     if not any(sources.values()):
         raise InputError("no videos to pack")
     how: dict[str, Any] = {"how": "copied"} if encoding is None else {"how": "h264", **asdict(encoding)}
+    if frames_fps is not None:
+        if not 0 < frames_fps < math.inf:
+            raise InputError(f"frames_fps must be a number of pictures per second above 0, got {frames_fps!r}")
+        how["frames_fps"] = frames_fps
     settings = {**how, "shard_bytes": shard_bytes}
     if encoding is None:
         for path in (path for paths in sources.values() for path in paths):
@@ -184,7 +191,7 @@ def pack(
                 writers[split] = _SplitWriter(out, work, split, samples, collection.classes, root, shard_bytes)
                 stack.callback(writers[split].abandon)
             tasks = [
-                Task(split, number, sources[split][number], str(work / f"{split}-{number:06d}"), encoding)
+                Task(split, number, sources[split][number], str(work / f"{split}-{number:06d}"), encoding, frames_fps)
                 for split, writer in writers.items()
                 for number in range(len(writer.entries), len(sources[split]))
             ]
@@ -266,7 +273,7 @@ def pack_video(task: Task, alive: Callable[[], None]) -> Outcome:
     """Read a video and write it as it is to be packed to `task.target`, with what is known about it beside it."""
     try:
         bytes_before = _bytes_of(task.path)
-        with open_video(task.path) as video:
+        with open_video(task.path, frames_fps=task.frames_fps) as video:
             frames, has_rate = video.info.num_frames, video.info.fps is not None
             content = _copied(task.path) if task.encoding is None else _encoded(video, task.encoding, alive)
         with Video(content, name=f"{task.path}, packed") as packed:
