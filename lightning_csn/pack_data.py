@@ -157,8 +157,8 @@ def as_text(packed: Packed, out: str) -> str:
         )
     if packed.bytes_after > packed.bytes_before:
         lines.append(
-            "larger than the originals, which are compressed more but take longer to decode: --copy keeps them as they "
-            "are, --crf 28 or a smaller --short-side makes smaller ones"
+            "larger than the originals, for it is made to be decoded fast: --copy keeps files as they are, --crf 28 or "
+            "a smaller --short-side makes them smaller"
         )
     if packed.without_rate:
         names = ", ".join(packed.without_rate[:LISTED]) + (", ..." if len(packed.without_rate) > LISTED else "")
