@@ -483,7 +483,7 @@ class LastCheckpoint(ModelCheckpoint):
         """Keep what was learned, if it is whole. Processes that know of no error would not come to save with this."""
         self._let_go(ignored=isinstance(exception, KeyboardInterrupt))
         together = self._alone or self._together or isinstance(exception, SharedError)
-        learned = trainer.state.fn == "fit" and trainer.global_step not in (0, self._last_global_step_saved)
+        learned = trainer.state.fn == "fit" and trainer.global_step != self._last_global_step_saved
         if together and learned and self._whole and not trainer.validating:  # before that, it was saved
             self._keep(trainer)
 
@@ -502,6 +502,8 @@ class LastCheckpoint(ModelCheckpoint):
     def _ask(self, signum: int, frame: Any) -> None:
         """A signal has come: stop now if nothing is lost by it, and else after the batch."""
         again, self.asked = self.asked is not None, signum
+        if hasattr(signal, "SIGCHLD"):  # workers may have got it too, and torch raises at their end
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if again or (self._alone and self._waiting):
             raise stop_by(signum)
         if self._first:  # not with print: it may be at work, and this comes in between

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import shutil
+import signal
 
 import lightning as L
 import numpy as np
@@ -290,6 +291,21 @@ def test_a_stopped_test_goes_on_where_it_was(damaged_folder, written, tmp_path, 
     with np.load(path) as new, np.load(written[1]) as whole:
         for name in whole:
             assert np.array_equal(new[name], whole[name]), name
+
+
+def test_nothing_lies_beside_the_file_when_a_test_ends_while_it_is_written(video_folder, tmp_path, monkeypatch):
+    def replace(source, target):
+        if target == path:
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    path, rename = tmp_path / "scores.npz", os.replace
+    monkeypatch.setattr(os, "replace", replace)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(SystemExit):
+        run_test(video_folder, ScoresWriter(path))
+    signal.signal(signal.SIGINT, handler)  # Lightning has it ignored for good
+    assert [file.name for file in tmp_path.iterdir()] == ["scores.npz.parts"]
 
 
 def test_what_an_error_stops_is_kept_to_the_last_video(video_folder, tmp_path):
