@@ -60,6 +60,7 @@ def check_data_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--timeout", type=seconds, metavar="SECONDS", help="for a file's packets, or a frame of it; default 60"
     )
+    parser.add_argument("--files", action="store_true", help="a line for every file too")
     parser.add_argument("--json", action="store_true", help="the report as JSON: everything, of every video")
     parser.add_argument("--html", metavar="OUT.html", help="a page too, in one file: with bars and pictures")
     parser.add_argument("--workers", type=positive, metavar="N", help="processes; default one per processor")
@@ -88,7 +89,7 @@ def share(text: str) -> float:
 
 def run_check_data(args: Namespace) -> int:
     """Read, report, judge."""
-    from lightning_csn.check_report import as_text, shown
+    from lightning_csn.check_report import as_text, files_text, shown
     from lightning_csn.cli import note
 
     clip = choose_clip(args.model, args.clip)
@@ -99,6 +100,8 @@ def run_check_data(args: Namespace) -> int:
         write_page(args, report)
         note(f"page: {shown(args.html)}")
     print(json.dumps(report.to_dict(), indent=2) if args.json else as_text(report), end="\n" if args.json else "")
+    if args.files and not args.json:  # which names them all
+        print(f"\n{files_text(report)}", end="")
     note(f"index: {shown(args.index)}; training reads it with --data.index {shown(args.index)}")
     return SAFE if report.safe else NOT_SAFE
 

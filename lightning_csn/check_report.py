@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_csn import __version__
-from lightning_csn.data.check import NOTE, UNSAFE, WARNING, Bin, Problem, Report, Row, rate_text
+from lightning_csn.data.check import NOTE, UNSAFE, WARNING, Bin, Problem, Report, Row, rate_text, reason_of
 
 MOST_NAMED, MOST_FAULTY = 5, 50  # files of a problem in the text: those that are at fault are to be found there
 FAULTS = ("missing", "unreadable", "damaged", "cut short", "train and test", "two labels")
@@ -43,6 +43,33 @@ def as_text(report: Report) -> str:
     lines += ["", *_table(properties)] if properties else []
     lines += ["", *_clip_lines(report)]
     return "\n".join(shown(line) for line in lines) + "\n"
+
+
+def files_text(report: Report) -> str:
+    """A line for every file: what is in it, or why it cannot be read."""
+    lines = [("FILE", "FRAMES", "DECODED", "RATE", "SIZE", "TURNED", "CODEC", "PIXELS", "REMARKS")]
+    for path, row in sorted({row.path: row for row in report.rows}.items()):
+        name, entry = short_path(report, path), row.entry
+        if entry is None or entry.info is None:
+            lines.append((name, *("-",) * 7, "not there" if row.missing else reason_of(row)))
+            continue
+        info = entry.info
+        remarks = ["rate varies"] * info.variable_rate + ["mirrored"] * info.mirrored
+        remarks += [f"{entry.damaged} frames are damaged"] if entry.damaged else []
+        lines.append(
+            (
+                name,
+                str(info.num_frames),
+                "-" if entry.decoded is None else str(entry.decoded),
+                "-" if info.fps is None else rate_text(info.fps),
+                f"{info.width}x{info.height}",
+                f"{info.rotation}°",
+                info.codec,
+                info.pixel_format,
+                ", ".join([*remarks, *([entry.fault] if entry.fault else [])]),
+            )
+        )
+    return "\n".join(shown(line) for line in _table(lines)) + "\n"
 
 
 def _verdict(report: Report) -> str:

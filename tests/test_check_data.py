@@ -97,6 +97,24 @@ def test_what_is_wrong_is_named_and_the_exit_code_says_so(check, tmp_path, make_
     assert check("data", "--unreadable-limit", "0.2")[0] == SAFE
 
 
+def test_a_line_for_every_file(check, tmp_path, make_video):
+    make_video(tmp_path / "data/run/a.mp4", frames=15, rate=30)
+    (tmp_path / "data/run/b.mp4").write_bytes(b"")
+    _, text, _ = check("data", "--files", "--decode")
+    head, first, second = (line.split() for line in text.split("\n\n")[-1].splitlines())
+    assert dict(zip(head, first[:4] + first[5:], strict=False)) == {
+        "FILE": "run/a.mp4",
+        "FRAMES": "15",
+        "DECODED": "15",
+        "RATE": "30",
+        "SIZE": "64x48",
+        "TURNED": "0°",
+        "CODEC": "h264",
+        "PIXELS": "yuv420p",
+    }
+    assert second == ["run/b.mp4", *"-------", "the", "file", "is", "empty"]
+
+
 def test_json_has_everything_and_nothing_else_is_on_stdout(check, video_folder):
     code, text, _ = check(video_folder, "--json", "--clip", json.dumps(CLIP))
     report = json.loads(text)

@@ -635,7 +635,7 @@ def _unusable(rows: Sequence[Row], limit: float) -> Iterator[Problem]:
     missing = {row.path: "" for row in rows if row.missing}
     if missing:
         yield _of_files(WARNING, "missing", "{} missing", missing)
-    unreadable = {row.path: _reason(row) for row in rows if row.error is not None and not row.missing}
+    unreadable = {row.path: reason_of(row) for row in rows if row.error is not None and not row.missing}
     if unreadable:
         yield _of_files(WARNING, "unreadable", "{} cannot be read", unreadable)
 
@@ -866,7 +866,8 @@ def _of_files(level: str, kind: str, text: str, files: Mapping[str, str]) -> Pro
     return Problem(level=level, kind=kind, text=text.format(_videos(len(files))), files=tuple(sorted(files.items())))
 
 
-def _reason(row: Row) -> str:
+def reason_of(row: Row) -> str:
+    """Why a sample cannot be used, without its path."""
     return (row.error or "").removeprefix(f"{row.path}: ")
 
 
