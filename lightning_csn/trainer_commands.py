@@ -13,13 +13,9 @@ import difflib
 import errno
 import itertools
 import logging
-import os
 import shlex
-import shutil
 import signal
 import sys
-import threading
-import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -28,17 +24,17 @@ from typing import Any
 import docstring_parser
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_csn.callbacks import PeakMemory, UnreadableVideos
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, SharedError, check_number
+from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import PredictionWriter
@@ -51,8 +47,6 @@ TRAINER_DEFAULTS = {
     "max_epochs": 20,  # Lightning's own default is 1000
     "log_every_n_steps": 10,  # its 50 are more than an epoch of a few hundred videos has
 }
-
-SAVE_MINUTES = 15.0  # of training, that are lost at most where a run is killed
 
 # The list file that a command cannot do without, unless it has a folder.
 LISTS = {"fit": "train_list", "validate": "val_list", "test": "test_list", "predict": "predict_list"}
@@ -371,209 +365,6 @@ class TrainerCommand(LightningCLI):
             seen = " (these are the videos it was trained on)" if "all" in self.datamodule.samples else ""
             videos = options_to_test(plain(self.given.get("data", Namespace())))
             print(f"to test it{seen}: lightning-csn test --ckpt_path {shlex.quote(shown(last))} {videos}")
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """Keeps the newest state of a run as last.ckpt in its folder, and that of the newest run as DIR/last.ckpt.
-
-    It is written after every epoch, before every validation, after so many `minutes` within an epoch, and when training
-    is stopped: at an error, and at Ctrl-C and SIGTERM, for which the batch that is being learned is finished (a second
-    Ctrl-C does not wait). From the middle of an epoch training goes on with the videos that are left, from the middle
-    of a validation with the whole of that validation. Of several processes all stop at the same batch; an error of one
-    of them is the end of all, and what was written before it is kept. A state in which an optimiser's step may be half
-    done is never written.
-
-    DIR is default_root_dir, below which every run has a numbered folder. ModelCheckpoint's own `save_last` saves when
-    the best one is saved, and so not at the end of a run that got no better; its `save_on_exception` would wait for
-    processes that know of no error.
-    """
-
-    def __init__(self, folder: str | None = None, *, minutes: float = SAVE_MINUTES) -> None:
-        super().__init__(folder, filename="last", enable_version_counter=False)
-        self.minutes = minutes
-        self.asked: int | None = None  # the signal that asked the run to stop
-        self._written = time.monotonic()
-        self._alone = self._first = True  # one process; the first of several
-        self._waiting = False  # for data: everything that was learned is whole
-        self._whole = True  # no step of the optimiser is half done, nor has one a part of its batches
-        self._to_validate = False  # what is saved is the state before a validation
-        self._together = False  # all processes stop here
-        self._handlers: dict[int, Any] = {}
-
-    def newest(self, trainer: Trainer) -> Path | None:
-        """DIR/last.ckpt; None on storage that is not a file system, where there is none."""
-        return None if "://" in str(trainer.default_root_dir) else Path(trainer.default_root_dir, "last.ckpt")
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """From here on there is something to lose: signals ask the run to stop, in place of ending it."""
-        super().on_train_start(trainer, pl_module)
-        self._written = time.monotonic()
-        self._alone, self._first = trainer.world_size == 1, trainer.is_global_zero
-        if threading.current_thread() is not threading.main_thread():
-            return
-        environment = trainer._accelerator_connector.cluster_environment
-        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue  # SIGTERM is Lightning's then
-        for signum in (signal.SIGINT,) if requeued else (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(signum) is signal.SIG_IGN:  # as of what a shell runs in the background
-                continue
-            self._handlers[signum] = signal.signal(signum, self._ask)
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The first batch of an epoch is waited for."""
-        self._stop_if_asked(trainer)
-        self._waiting = True
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """From here to the end of the batch no signal is let through."""
-        self._waiting = False
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Until the end of the batch, some weights may have changed and others not."""
-        self._whole = False
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Save if it is time, and stop if that was asked for; after the last batch of an epoch its end does."""
-        self._whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
-        if not self._whole or trainer.is_last_batch:
-            return
-        signum, due = self._agree(trainer)
-        if signum:
-            self._stop(signum)  # on_exception saves
-        if due:
-            self._keep(trainer)
-        self._waiting = True
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save before a validation of training, which may take long, and stop if that was asked for."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        if self._whole:
-            self._to_validate = True
-            self._keep(trainer)
-            self._to_validate = False
-        self._stop_if_asked(trainer)
-        self._waiting = True
-
-    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What is saved from here on has its validation behind it, although it has as many steps."""
-        self._waiting = False
-        self._last_global_step_saved = -1
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What ModelCheckpoint saves after a validation becomes DIR/last.ckpt, too."""
-        super().on_validation_end(trainer, pl_module)
-        self._link(trainer)
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What ModelCheckpoint saves after an epoch of training becomes DIR/last.ckpt, too."""
-        self._waiting = False
-        super().on_train_epoch_end(trainer, pl_module)
-        self._link(trainer)
-        self._written = time.monotonic()
-        self._stop_if_asked(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Signals are Lightning's again."""
-        super().on_train_end(trainer, pl_module)
-        self._let_go()
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Keep what was learned, if it is whole. Processes that know of no error would not come to save with this."""
-        self._let_go(ignored=isinstance(exception, KeyboardInterrupt))
-        together = self._alone or self._together or isinstance(exception, SharedError)
-        learned = trainer.state.fn == "fit" and trainer.global_step != self._last_global_step_saved
-        if together and learned and self._whole and not trainer.validating:  # before that, it was saved
-            self._keep(trainer)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """From before a validation a run goes on with it.
-
-        Lightning takes a validation that has not begun for one that is over, and goes on with the next epoch; one that
-        was stopped in its first batch, it begins anew.
-        """
-        if self._to_validate:
-            progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
-            for counts in (progress["current"], progress["total"]):
-                counts.update(ready=1, started=1, processed=0, completed=0)
-            progress["is_last_batch"] = False
-
-    def _ask(self, signum: int, frame: Any) -> None:
-        """A signal has come: stop now if nothing is lost by it, and else after the batch."""
-        again, self.asked = self.asked is not None, signum
-        if hasattr(signal, "SIGCHLD"):  # workers may have got it too, and torch raises at their end
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if again or (self._alone and self._waiting):
-            raise stop_by(signum)
-        if self._first:  # not with print: it may be at work, and this comes in between
-            os.write(2, b"\nstopping after this batch; a second Ctrl-C stops at once\n")
-
-    def _let_go(self, *, ignored: bool = False) -> None:
-        """Give the signals back; ignored: but for Ctrl-C, which Lightning ignores by now."""
-        handlers, self._handlers = self._handlers, {}
-        for signum, handler in handlers.items():
-            if not (ignored and signum == signal.SIGINT):
-                signal.signal(signum, handler)
-
-    def _stop_if_asked(self, trainer: Trainer) -> None:
-        signum, _ = self._agree(trainer)
-        if signum:
-            self._stop(signum)
-
-    def _stop(self, signum: int) -> None:
-        self._together = True
-        raise stop_by(signum)
-
-    def _agree(self, trainer: Trainer) -> tuple[int, bool]:
-        """The signal that any process got, 0 for none, and whether it is time to save for any."""
-        due = time.monotonic() - self._written >= 60 * self.minutes
-        if self._alone:
-            return self.asked or 0, due
-        found = torch.tensor([self.asked or 0, due], device=trainer.strategy.root_device)
-        # Lightning waits for the device before each batch as well, for the same question.
-        signum, late = trainer.strategy.reduce(found, reduce_op="max").tolist()
-        return signum, bool(late)
-
-    def _keep(self, trainer: Trainer) -> None:
-        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
-            return
-        self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        self._link(trainer)
-        self._written = time.monotonic()
-
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """As ModelCheckpoint, but beside its place, then renamed: Lightning writes into the system's temporary folder,
-        from which, on another disk, a file is copied over the one that is there.
-        """
-        part = filepath if "://" in filepath else f"{filepath}.part"
-        super()._save_checkpoint(trainer, part)
-        if part != filepath and trainer.is_global_zero:
-            if os.path.isdir(filepath):  # sharded
-                shutil.rmtree(filepath)
-            os.replace(part, filepath)
-        self._last_checkpoint_saved = filepath
-
-    @rank_zero_only
-    def _link(self, trainer: Trainer) -> None:
-        newest, last = self.newest(trainer), Path(self.best_model_path)
-        if newest is None or not last.is_file() or (newest.exists() and newest.samefile(last)):
-            return
-        part = newest.with_name(f"{newest.name}.{os.getpid()}.part")
-        part.unlink(missing_ok=True)
-        try:
-            try:
-                os.link(last, part)  # Lightning replaces files that it saves: this one stays whole until the next
-            except OSError:  # a file system without hard links
-                shutil.copyfile(last, part)
-            os.replace(part, newest)
-        finally:
-            part.unlink(missing_ok=True)
-
-
-def stop_by(signum: int) -> BaseException:
-    """What Python raises at Ctrl-C, and Lightning at SIGTERM."""
-    return KeyboardInterrupt() if signum == signal.SIGINT else SIGTERMException()
 
 
 def read_checkpoint(path: str) -> dict[str, Any]:

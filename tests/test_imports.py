@@ -23,6 +23,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "predict",
         "visualize",
         "callbacks",
+        "last_checkpoint",
         "check_report",
     },
     "door": {

@@ -1,4 +1,4 @@
-"""trainer_commands.py: runs that are stopped, by whom or what ever, and go on where they were."""
+"""last_checkpoint.py: runs that are stopped, by whom or what ever, and go on where they were."""
 
 import os
 import shutil
