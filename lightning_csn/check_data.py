@@ -7,14 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import sys
 import time
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from lightning_csn.data_source import find_source, progress, source_options
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -26,19 +24,13 @@ INDEX = "lightning_csn_index.jsonl"  # in the folder where the command runs: the
 CLIP_EXAMPLE = """JSON such as '{"frames": 32, "step": 2}'"""
 SAFE, NOT_SAFE = 0, 2
 
-T = TypeVar("T")
-
 
 def check_data_options(parser: ArgumentParser) -> None:
     """Options of `check-data`."""
     from lightning_csn.cli import positive, seconds
 
     parser.add_argument("root", nargs="?", metavar="ROOT", help="the videos, as --data.root of fit")
-    for split in ("train", "val", "test"):
-        parser.add_argument(f"--{split}-list", metavar="FILE", help=f"as --data.{split}_list of fit")
-    parser.add_argument("--layout", metavar="NAME", help="how they are laid out; default: found out")
-    parser.add_argument("--fold", type=positive, default=1, metavar="N", help="of official splits; default 1")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="in their order; or one file, with one in a line")
+    source_options(parser)
     parser.add_argument(
         "--model", metavar="NAME|FILE|FOLDER|ADDRESS", help="say what the clip of these weights does with the videos"
     )
@@ -109,9 +101,10 @@ def run_check_data(args: Namespace) -> int:
 def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
     from lightning_csn.cli import note
-    from lightning_csn.data.annotations import find_samples, list_videos
+    from lightning_csn.data.annotations import list_videos
     from lightning_csn.data.check import PREDICT, READ_SECONDS, UNREADABLE_LIMIT, examine, find_copies, read_files
     from lightning_csn.data.index import Stamp
+    from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.samples import Sample
 
     if args.root is not None and Path(args.root).expanduser().is_file():
@@ -119,17 +112,7 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
             f"{args.root}: this is a file, and ROOT is a folder; a list of videos is for --train-list, --val-list or "
             "--test-list"
         )
-    given = {"train": args.train_list, "val": args.val_list, "test": args.test_list}
-    classes = args.classes
-    if classes is not None and len(classes) == 1 and os.path.isfile(classes[0]):
-        classes = classes[0]
-    collection = find_samples(
-        args.root,
-        lists={split: path for split, path in given.items() if path is not None},
-        classes=classes,
-        layout=args.layout,
-        fold=args.fold,
-    )
+    collection = find_source(args)
     if args.root is not None and not collection.samples:  # without classes
         videos = [Sample(path, -1, number) for number, path in enumerate(list_videos(args.root))]
         collection = collection._replace(samples={PREDICT: videos})
@@ -195,6 +178,7 @@ def write_page(args: Namespace, report: Report) -> None:
     """The page, with pictures, whole or not at all."""
     from lightning_csn.check_report import as_html, pictured
     from lightning_csn.data.check import READ_SECONDS, take_pictures
+    from lightning_csn.data.motion import usable_processors
 
     paths = pictured(report)
     taken = take_pictures(paths, workers=args.workers or usable_processors(), seconds=args.timeout or READ_SECONDS)
@@ -208,17 +192,3 @@ def write_page(args: Namespace, report: Report) -> None:
     except OSError as error:
         partial.unlink(missing_ok=True)
         raise InputError(f"--html {args.html}: the page cannot be written: {error.strerror}") from error
-
-
-def progress(steps: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The steps, with a bar on stderr where that is a terminal."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return iter(tqdm(steps, total=total, desc=what, unit="video", file=sys.stderr, disable=None, leave=False))
-
-
-def usable_processors() -> int:
-    """How many processors this process may run on."""
-    from lightning_csn.data import motion
-
-    return motion.usable_processors()

@@ -11,6 +11,7 @@ import time
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
+from lightning_csn.data_source import find_source, progress, source_options
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,11 +28,7 @@ def pack_options(parser: ArgumentParser) -> None:
 
     parser.add_argument("root", metavar="ROOT", help="the videos, as --data.root of fit")
     parser.add_argument("out", metavar="OUT", help="a new folder for the shards and their index")
-    for split in ("train", "val", "test"):
-        parser.add_argument(f"--{split}-list", metavar="FILE", help=f"as --data.{split}_list of fit")
-    parser.add_argument("--layout", metavar="NAME", help="how the videos are laid out; default: found out")
-    parser.add_argument("--fold", type=positive, default=1, metavar="N", help="of official splits; default 1")
-    parser.add_argument("--classes", nargs="+", metavar="NAME", help="in their order; or one file, with one in a line")
+    source_options(parser)
     parser.add_argument(
         "--short-side", type=positive, metavar="PIXELS", help="of larger videos, once packed; default 256"
     )
@@ -89,11 +86,8 @@ def size_bytes(text: str) -> int:
 
 def run_pack(args: Namespace) -> int:
     """Find, pack, sum up."""
-    from pathlib import Path
-
-    from lightning_csn.check_data import progress, usable_processors
     from lightning_csn.cli import note
-    from lightning_csn.data.annotations import find_samples
+    from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.packing import Encoding, pack
 
     encoded = {
@@ -102,17 +96,7 @@ def run_pack(args: Namespace) -> int:
     if args.copy and encoded:
         raise InputError(f"--copy puts files in as they are; --{next(iter(encoded)).replace('_', '-')} is for encoding")
     encoded.pop("frames_fps", None)
-    given = {"train": args.train_list, "val": args.val_list, "test": args.test_list}
-    classes = args.classes
-    if classes is not None and len(classes) == 1 and Path(classes[0]).is_file():
-        classes = classes[0]
-    collection = find_samples(
-        args.root,
-        lists={split: path for split, path in given.items() if path is not None},
-        classes=classes,
-        layout=args.layout,
-        fold=args.fold,
-    )
+    collection = find_source(args)
     note(collection.layout)
     start = time.monotonic()
     try:

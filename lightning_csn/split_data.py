@@ -49,12 +49,12 @@ def split_data_options(parser: ArgumentParser) -> None:
 
 def run_split_data(args: Namespace) -> int:
     """Write the lists; paths in them start at ROOT."""
-    from lightning_csn.check_data import usable_processors
     from lightning_csn.cli import note
     from lightning_csn.data import shards
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.check import find_copies
     from lightning_csn.data.index import stamp_of
+    from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.names import SPLITS
     from lightning_csn.data.splits import split_samples
 

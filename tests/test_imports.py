@@ -33,6 +33,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "trainer_commands",
         "benchmark",
         "benchmark_data",
+        "data_source",
         "check_data",
         "split_data",
         "pack_data",
