@@ -1,0 +1,328 @@
+"""Runners: a network ready to answer, whatever it is kept in: weights, or a file that `lightning-csn export` wrote.
+
+    load_runner("ircsn_152_ig65m")  load_runner("my_weights/")  load_runner("runs/last.ckpt")     PyTorch
+    load_runner("model.onnx")       ONNX Runtime, nothing of the network is built or loaded in PyTorch
+    load_runner("model.xml")        OpenVINO, with model.bin beside it
+    load_runner("model.pt2")        torch.export's program, without the Python code of the network
+
+    runner = load_runner(source, device)
+    runner.clip, runner.classes, runner.num_classes, runner.multi_label
+    logits = runner(clips)          uint8 (N, C, T, H, W), as decoded, to float32 (N, K); N is free, 0 too
+
+An exported file carries a record, as JSON, of what cannot be seen from its graph: ExportRecord.
+
+Shapes: N clips, C channels, T frames, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import importlib.util
+import json
+import os
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lightning_csn.clip import ClipSpec
+from lightning_csn.errors import InputError
+
+if TYPE_CHECKING:
+    from lightning_csn.module import LitCSN
+
+RECORD_KEY = "lightning_csn"  # of the record among an exported file's metadata
+RECORD_FILE = "lightning_csn.json"  # of the record inside a .pt2, which is a zip archive
+INPUT, OUTPUT = "clips", "logits"  # of every exported graph
+DYNAMIC = ("length", "size")  # what a file may leave open, apart from the number of clips
+EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}  # of this package, by what they bring
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportRecord:
+    """What an exported file says of itself.
+
+    clip: fields of ClipSpec: how clips must look. With `normalised` "inside" the graph takes the pixels, uint8, and
+        subtracts mean and divides by std itself; with "outside" it takes what came of that, float32.
+    dynamic: which of "length" and "size" are free; the number of clips always is.
+    precision: "fp32", or "int8" for weights and activations that were quantised.
+    network: options of the network, which its graph has built in.
+    versions: of what wrote the file, and of the operator set.
+    checked: how far the file's logits were from the trained network's before it was put in place.
+    """
+
+    architecture: str
+    num_classes: int
+    clip: dict[str, Any]
+    classes: list[str] | None = None
+    multi_label: bool = False
+    normalised: str = "outside"
+    dynamic: list[str] = field(default_factory=list)
+    precision: str = "fp32"
+    network: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    checked: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """One line of JSON."""
+        return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+
+    @classmethod
+    def from_json(cls, text: str | None, where: str) -> ExportRecord:
+        """The record of a file; InputError where there is none, or one of another kind."""
+        if not text:
+            raise InputError(f"{where}: the file does not say how clips must look; 'lightning-csn export' writes such")
+        try:
+            values = json.loads(text)
+            if odd := set(values) ^ {spec.name for spec in dataclasses.fields(cls)}:
+                raise InputError(f"{', '.join(sorted(odd))} missing or unknown")
+            ClipSpec.from_dict(values["clip"])
+        except (TypeError, ValueError) as error:  # no JSON, no fields, and InputError
+            raise InputError(f"{where}: the record inside is of another version or program: {error}") from error
+        return cls(**values)
+
+
+class Runner:
+    """A network that answers. Made by `load_runner`.
+
+    source: what it was loaded from. clip: how clips must look. classes: names of the K outputs; None where they have
+    none. multi_label: whether an output is a yes or no of its own. device: where the logits lie. form: what runs, for
+    a person: "ONNX Runtime 1.32, fp32".
+    """
+
+    source: str
+    clip: ClipSpec
+    classes: list[str] | None
+    num_classes: int
+    multi_label: bool
+    device: torch.device
+    form: str
+
+    def __call__(self, clips: Tensor) -> Tensor:
+        """Logits, float32 (N, K), of clips, uint8 (N, C, T, H, W) on any device. Raises InputError for others."""
+        if clips.dtype != torch.uint8 or clips.ndim != 5:
+            kind = str(clips.dtype).removeprefix("torch.")
+            raise InputError(f"clips must be uint8 (N, C, T, H, W), got {kind} {tuple(clips.shape)}")
+        if len(clips) == 0:
+            return torch.empty(0, self.num_classes, device=self.device)
+        with torch.inference_mode():
+            return self._run(clips).float()
+
+    def _run(self, clips: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class NetworkRunner(Runner):
+    """A model of PyTorch, on the device where it is; `exact` runs the trained form and not the faster one."""
+
+    def __init__(self, model: LitCSN, source: str = "model", *, exact: bool = False) -> None:
+        self.source = source
+        self.clip, self.classes = model.clip, model.classes
+        self.num_classes, self.multi_label = model.num_classes, model.multi_label
+        self.device = model.device
+        self.form = f"PyTorch {torch.__version__}"
+        self._model = model.eval()
+        self._network = model.network
+
+    def _run(self, clips: Tensor) -> Tensor:
+        return self._network(self._model.normalise(clips.to(self.device)))
+
+
+class ExportRunner(Runner):
+    """An exported file. Its kinds say how a prepared batch runs."""
+
+    def __init__(self, source: str, record: ExportRecord, device: torch.device) -> None:
+        self.source = source
+        self.record = record
+        self.clip = ClipSpec.from_dict(record.clip)
+        self.classes = record.classes
+        self.num_classes, self.multi_label = record.num_classes, record.multi_label
+        self.device = device
+        self._mean = torch.tensor(self.clip.mean, device=device).view(-1, 1, 1, 1)
+        self._std = torch.tensor(self.clip.std, device=device).view(-1, 1, 1, 1)
+
+    def _run(self, clips: Tensor) -> Tensor:
+        self._check_size(clips)
+        clips = clips.to(self.device)
+        if self.record.normalised == "outside":
+            clips = (clips.float() / 255 - self._mean) / self._std
+        return self._run_prepared(clips.contiguous())
+
+    def _check_size(self, clips: Tensor) -> None:
+        """InputError unless the graph takes clips of this length and size."""
+        spec, (channels, length, *size) = self.clip, clips.shape[1:]
+        fits = channels == 3
+        fits &= "length" in self.record.dynamic or length == spec.frames
+        fits &= "size" in self.record.dynamic or size == [spec.test_crop, spec.test_crop]
+        if not fits:
+            raise InputError(
+                f"{self.source} was exported for clips of 3 x {spec.frames} x {spec.test_crop} x {spec.test_crop} "
+                f"(channels, frames, height, width), got {' x '.join(map(str, clips.shape[1:]))}; "
+                "'lightning-csn export --dynamic length size' leaves length and size open"
+            )
+
+    def _run_prepared(self, clips: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class OnnxRunner(ExportRunner):
+    """model.onnx, by ONNX Runtime."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        need("onnxruntime", path)
+        import onnxruntime
+        from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+        provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}.get(device.type)
+        if provider not in onnxruntime.get_available_providers():
+            raise InputError(f"{path}: this ONNX Runtime cannot run on {device.type}; --device cpu does")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3  # errors; what it thinks of the graph is of no use to whoever runs it
+        chosen = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
+        try:
+            self._session = onnxruntime.InferenceSession(str(path), options, providers=[chosen])
+        except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf) as error:
+            raise InputError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        record = ExportRecord.from_json(metadata.get(RECORD_KEY), str(path))
+        super().__init__(str(path), record, torch.device("cpu"))  # where batches are made; it moves them itself
+        self.form = f"ONNX Runtime {onnxruntime.__version__}, {record.precision}"
+
+    def _run_prepared(self, clips: Tensor) -> Tensor:
+        return torch.from_numpy(self._session.run([OUTPUT], {INPUT: clips.numpy()})[0])
+
+
+class OpenvinoRunner(ExportRunner):
+    """model.xml and model.bin, by OpenVINO on the CPU."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        need("openvino", path)
+        import openvino
+
+        if device.type != "cpu":
+            raise InputError(f"{path}: OpenVINO runs here on the cpu, not on {device.type}")
+        if not path.with_suffix(".bin").is_file():
+            raise InputError(f"{path}: {path.with_suffix('.bin').name} with the weights is not beside it")
+        core = openvino.Core()
+        try:
+            model = core.read_model(path)
+        except RuntimeError as error:
+            raise InputError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
+        text = model.get_rt_info([RECORD_KEY]).astype(str) if model.has_rt_info([RECORD_KEY]) else None
+        record = ExportRecord.from_json(text, str(path))
+        super().__init__(str(path), record, device)
+        self.form = f"OpenVINO {openvino.__version__.split('-')[0]}, {record.precision}"
+        options = {
+            "INFERENCE_PRECISION_HINT": "f32",  # where the processor has bfloat16 units, OpenVINO would round to that
+            "PERFORMANCE_HINT": "LATENCY",  # all threads work on one batch
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        self._model = core.compile_model(model, "CPU", options)
+
+    def _run_prepared(self, clips: Tensor) -> Tensor:
+        return torch.from_numpy(self._model(clips.numpy())[0].copy())
+
+
+class ProgramRunner(ExportRunner):
+    """model.pt2, by torch.export's interpreter on any device."""
+
+    def __init__(self, path: Path, device: torch.device) -> None:
+        import torch.export
+
+        super().__init__(str(path), ExportRecord.from_json(read_inside(path), str(path)), device)
+        try:
+            program = torch.export.load(path)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise InputError(f"{path}: torch {torch.__version__} cannot load it: {first_line(error)}") from error
+        self.form = f"torch.export, PyTorch {torch.__version__}, {self.record.precision}"
+        self._module = program.module().to(device)
+
+    def _run_prepared(self, clips: Tensor) -> Tensor:
+        return self._module(clips)
+
+
+KINDS: Mapping[str, type[OnnxRunner | OpenvinoRunner | ProgramRunner]] = {
+    ".onnx": OnnxRunner,
+    ".xml": OpenvinoRunner,
+    ".pt2": ProgramRunner,
+}
+
+
+def is_export(source: object) -> bool:
+    """Whether a source is a file of an exported network, by its ending.
+
+    >>> is_export("model.onnx"), is_export("model.xml"), is_export("ircsn_152_ig65m")
+    (True, True, False)
+    """
+    return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in KINDS
+
+
+def load_runner(source: str | os.PathLike[str], device: str | torch.device = "auto", *, exact: bool = False) -> Runner:
+    """A runner of any source: a name, folder, address or file with weights, or an exported file (.onnx, .xml, .pt2).
+
+    device: "auto" is the first CUDA GPU that the source can use, or else the CPU.
+    exact: of weights, run the trained form and not the faster one that gives the same answers. An exported file has one
+        form only.
+
+    The threads of every form are torch's (`torch.set_num_threads`, OMP_NUM_THREADS). Raises InputError where the source
+    cannot be used, or its runtime is not installed.
+    """
+    if not is_export(source):
+        from lightning_csn.module import LitCSN
+
+        model = LitCSN.from_pretrained(source if isinstance(source, str) else Path(source))
+        return NetworkRunner(model.to(choose_device(device)), str(source), exact=exact)
+    path = Path(source).expanduser()
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    if path.suffix.lower() != ".pt2" and device == "auto":
+        device = "cpu"
+    return KINDS[path.suffix.lower()](path, choose_device(device))
+
+
+def choose_device(name: str | torch.device) -> torch.device:
+    """The device of this name; "auto" is the first CUDA GPU or else the CPU. InputError if it is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch that was built without CUDA
+        raise InputError(f"device {str(name)!r} cannot be used: {first_line(error)}") from error
+
+
+def read_inside(path: Path) -> str | None:
+    """The record in a .pt2, unread by torch; None where there is none. InputError for another kind of file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if name.endswith(f"/{RECORD_FILE}")]
+            return archive.read(names[0]).decode() if names else None
+    except (zipfile.BadZipFile, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: no file of torch.export: {error}") from error
+
+
+def need(package: str, purpose: object) -> None:
+    """InputError with what to install if an optional package is missing."""
+    if importlib.util.find_spec(package) is None:
+        extra = f"; pip install 'lightning-csn[{EXTRAS[package]}]'" if package in EXTRAS else ""
+        raise InputError(f"{purpose} needs {package}, which is not installed{extra or f'; pip install {package}'}")
+
+
+def versions_of(packages: Sequence[str]) -> dict[str, str]:
+    """Versions of installed packages by name.
+
+    >>> list(versions_of(["torch"]))
+    ['torch']
+    """
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the pages that some add, and without OpenVINO's places in its source."""
+    lines = [line for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    return lines[0] if lines else type(error).__name__
