@@ -269,19 +269,11 @@ class ResNet3D(nn.Module):
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits (B, K) of a last map (B, num_features, T, H, W); with `pre_logits` the pooled (B, num_features)."""
-        if self.options["head_pooling"] == "global":
-            x = x.mean((2, 3, 4)).unsqueeze(1)  # (B, places = 1, C)
-        else:
-            window = [min(pair) for pair in zip(self.options["head_pooling"], x.shape[2:], strict=True)]
-            x = F.avg_pool3d(x, window, stride=1)  # (B, C, places in T, H, W)
-            x = x.flatten(2).transpose(1, 2)  # (B, places, C)
-        if pre_logits or self.num_classes == 0:
-            return x.mean(1)
-        logits = self.head(self.dropout(x))  # (B, places, K)
-        places = logits.shape[1]
-        if self.options["head_average"] == "probabilities" and places > 1:
-            return logits.log_softmax(-1).logsumexp(1) - math.log(places)  # softmax of this is the places' mean
-        return logits.mean(1)
+        classify = None if pre_logits or self.num_classes == 0 else self._classify
+        return pool_and_classify(x, classify, self.options["head_pooling"], self.options["head_average"])
+
+    def _classify(self, pooled: Tensor) -> Tensor:
+        return self.head(self.dropout(pooled))
 
     def forward_intermediates(
         self,
@@ -360,6 +352,28 @@ class ResNet3D(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names that never get weight decay: none (norms and biases are the optimiser's to leave out)."""
         return set()
+
+
+def pool_and_classify(
+    x: Tensor, classify: Callable[[Tensor], Tensor] | None, pooling: str | Sequence[int], average: str
+) -> Tensor:
+    """Logits (B, K) of a map (B, C, T, H, W); the pooled (B, C) if there is nothing to `classify` with.
+
+    pooling and average: head_pooling and head_average of `create_network`.
+    """
+    if pooling == "global":
+        x = x.mean((2, 3, 4)).unsqueeze(1)  # (B, places = 1, C)
+    else:
+        window = [min(int(size), places) for size, places in zip(pooling, x.shape[2:], strict=True)]
+        x = F.avg_pool3d(x, window, stride=1)  # (B, C, places in T, H, W)
+        x = x.flatten(2).transpose(1, 2)  # (B, places, C)
+    if classify is None:
+        return x.mean(1)
+    logits = classify(x)  # (B, places, K)
+    places = logits.shape[1]
+    if average == "probabilities" and places > 1:
+        return logits.log_softmax(-1).logsumexp(1) - math.log(places)  # softmax of this is the places' mean
+    return logits.mean(1)
 
 
 @contextmanager

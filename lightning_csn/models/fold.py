@@ -1,0 +1,160 @@
+"""The form of a network that only answers: BatchNorm inside the convolutions, and nothing that training needs.
+
+A BatchNorm that no longer counts is a scale and a shift of every channel, and so is part of the convolution before it:
+what is left are convolutions with a bias, sums and ReLUs. `fold` makes that form of any network of this package. It
+takes the weights as they are at that moment: a network that is trained further has to be folded again.
+
+Shapes: B clips, C channels, T frames, H x W pixels, K classes. A clip is (B, C, T, H, W).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_csn.errors import InputError, check_choice
+from lightning_csn.models.network import Bottleneck, ResNet3D, Simple, pool_and_classify
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last_3d}
+
+
+class FoldedConvolution(nn.Conv3d):
+    """A convolution with a bias; then `other` is added, if there is one, and then ReLU, if `relu`."""
+
+    def __init__(self, weight: Tensor, bias: Tensor, like: nn.Conv3d, *, relu: bool) -> None:
+        nn.Module.__init__(self)
+        self.weight, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+        self.stride, self.padding, self.dilation, self.groups = like.stride, like.padding, like.dilation, like.groups
+        self.relu = relu
+
+    def extra_repr(self) -> str:
+        """What stands between the brackets when it is printed."""
+        return f"{tuple(self.weight.shape)}, stride={self.stride}, groups={self.groups}, relu={self.relu}"
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        """(B, C, T, H, W) -> (B, C', T', H', W'); `other` has the result's shape and may be overwritten."""
+        y = F.conv3d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        if other is not None:
+            y = y.add_(other)
+        return y.relu_() if self.relu else y
+
+
+class FoldedBlock(nn.Module):
+    """A Simple or a Bottleneck: its convolutions one after the other, the last of which adds the shortcut."""
+
+    def __init__(self, convolutions: Sequence[nn.Module], shortcut: nn.Module | None) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(convolutions)
+        self.shortcut = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> (B, C', T', H', W'). May overwrite x."""
+        y = x
+        for convolution in self.convolutions[:-1]:
+            y = convolution(y)
+        return self.convolutions[-1](y, x if self.shortcut is None else self.shortcut(x))
+
+
+class FoldedNetwork(nn.Module):
+    """What `fold` gives: normalised clips (B, C, T, H, W) to logits (B, K), without gradients.
+
+    architecture, options and num_classes are those of the network that it was made of. dtype is that of the
+    convolutions; the head counts in float32.
+    """
+
+    def __init__(self, network: ResNet3D, *, dtype: torch.dtype, layout: str) -> None:
+        super().__init__()
+        self.architecture = network.architecture
+        self.options = copy.deepcopy(network.options)
+        self.num_classes = network.num_classes
+        self.dtype, self.layout = dtype, layout
+        self.stem = folded(network.stem, dtype, layout, relu=True)
+        self.pool = getattr(network.stem, "pool", None)
+        blocks = (block for stage in range(1, 5) for block in getattr(network, f"stage{stage}"))
+        self.blocks = nn.Sequential(*(fold_block(block, dtype, layout) for block in blocks))
+        self.head = copy.deepcopy(network.head).float().requires_grad_(False)
+        self.eval()
+
+    def forward(self, clip: Tensor) -> Tensor:
+        """Logits, float32 (B, K), of normalised clips (B, C, T, H, W); features (B, num_features) without classes."""
+        return self.forward_head(self.forward_features(clip))
+
+    def forward_features(self, clip: Tensor) -> Tensor:
+        """The last stage's map (B, num_features, T/8, H/32, W/32), sizes rounded up."""
+        x = self.stem(clip.to(self.dtype, memory_format=LAYOUTS[self.layout]))
+        if self.pool is not None:
+            x = self.pool(x)
+        return self.blocks(x)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Logits (B, K) of a last map (B, num_features, T, H, W); with `pre_logits` the pooled (B, num_features)."""
+        classify = None if pre_logits or self.num_classes == 0 else self.head
+        return pool_and_classify(x.float(), classify, self.options["head_pooling"], self.options["head_average"])
+
+
+def fold(network: ResNet3D, *, dtype: str = "fp32", layout: str = "auto") -> FoldedNetwork:
+    """The network as it answers in eval mode, in a form that is quicker at it, on the device where the network is.
+
+    The weights are copied: the network itself stays as it is, and what it learns later does not reach this form.
+
+    dtype: of the convolutions, fp32 or bf16. In fp32 the logits are those of the trained form but for rounding.
+    layout: of activations and weights in memory: contiguous, channels_last, or auto for the one that is faster.
+
+    Raises InputError for another dtype or layout, and for a network whose layers are not those of this package.
+
+    >>> from lightning_csn.models.network import create_network
+    >>> network = create_network("ircsn_tiny", num_classes=8).eval()
+    >>> clip = torch.randn(1, 3, 8, 64, 64)
+    >>> torch.allclose(fold(network)(clip), network(clip), atol=1e-5)
+    True
+    """
+    check_choice("dtype", dtype, tuple(DTYPES))
+    check_choice("layout", layout, ("auto", *LAYOUTS))
+    if not isinstance(network, ResNet3D):
+        raise InputError(f"only networks of create_network can be folded, got {type(network).__name__}")
+    return FoldedNetwork(network, dtype=DTYPES[dtype], layout="channels_last" if layout == "auto" else layout)
+
+
+def fold_block(block: nn.Module, dtype: torch.dtype, layout: str) -> FoldedBlock:
+    """A block of a network without its BatchNorms and without drop path."""
+    relu_between: Iterable[tuple[nn.Module, bool]]
+    if isinstance(block, Bottleneck):
+        relu_between = ((block.reduce, True), (block.interact, False), (block.convolve, True), (block.expand, True))
+    elif isinstance(block, Simple):
+        relu_between = ((block.convolve1, True), (block.convolve2, True))
+    else:
+        raise InputError(f"a block can be folded if it is a Simple or a Bottleneck, got {type(block).__name__}")
+    convolutions = [
+        folded(layers, dtype, layout, relu=relu)  # the last ReLU comes after the sum
+        for layers, relu in relu_between
+        if not isinstance(layers, nn.Identity)
+    ]
+    projects = not isinstance(block.shortcut, nn.Identity)
+    return FoldedBlock(convolutions, folded(block.shortcut, dtype, layout, relu=False) if projects else None)
+
+
+def folded(layers: nn.Module, dtype: torch.dtype, layout: str, *, relu: bool) -> FoldedConvolution:
+    """The `conv` and `norm` of some layers as one convolution with a bias. Counted in float64."""
+    conv, norm = layers.get_submodule("conv"), layers.get_submodule("norm")
+    if not isinstance(conv, nn.Conv3d) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+        raise InputError(
+            f"a Conv3d and the BatchNorm after it can be folded, got {type(conv).__name__} and {type(norm).__name__}"
+        )
+    if norm.running_mean is None or norm.running_var is None:
+        raise InputError("a BatchNorm without running statistics depends on the batch, and cannot be folded")
+    with torch.no_grad():
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        if norm.weight is not None:
+            scale = scale * norm.weight.double()
+        shift = -norm.running_mean.double() * scale
+        if norm.bias is not None:
+            shift = shift + norm.bias.double()
+        if conv.bias is not None:
+            shift = shift + conv.bias.double() * scale
+        weight = (conv.weight.double() * scale.view(-1, 1, 1, 1, 1)).to(dtype).contiguous(memory_format=LAYOUTS[layout])
+        return FoldedConvolution(weight, shift.to(dtype), conv, relu=relu)

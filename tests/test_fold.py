@@ -1,0 +1,126 @@
+"""fold.py: every network answers the same in both forms, whatever its options, and the folded one is its own copy."""
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_csn.errors import InputError
+from lightning_csn.models.fold import LAYOUTS, fold
+from lightning_csn.models.network import ARCHITECTURES, create_network
+
+
+def trained(name, **options):
+    """A network in eval mode whose BatchNorms are not those of a fresh one."""
+    torch.manual_seed(0)
+    network = create_network(name, num_classes=options.pop("num_classes", 7), **options).eval()
+    for norm in network.modules():
+        if isinstance(norm, nn.BatchNorm3d):
+            nn.init.uniform_(norm.weight, 0.5, 1.5)
+            nn.init.normal_(norm.bias, std=0.2)
+            nn.init.normal_(norm.running_mean, std=0.2)
+            nn.init.uniform_(norm.running_var, 0.5, 1.5)
+    with torch.no_grad():  # so that a deep network neither fades nor explodes
+        clip = torch.randn(1, network.options["in_channels"], 4, 32, 32)
+        for norm in network.modules():
+            if isinstance(norm, nn.BatchNorm3d):
+                norm.register_forward_pre_hook(count_statistics)
+        network(clip)
+        for norm in network.modules():
+            norm._forward_pre_hooks.clear()
+    return network
+
+
+def count_statistics(norm, inputs):
+    (x,) = inputs
+    norm.running_var.mul_(x.var() + 1e-3)
+
+
+@torch.no_grad()
+def assert_same(network, clip, **options):
+    expected = network(clip)
+    found = fold(network, **options)(clip)
+    assert found.dtype == torch.float32
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() < 1e-4 * expected.abs().max()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_every_architecture_gives_the_same_logits(name):
+    assert_same(trained(name), torch.randn(2, 3, 4, 32, 32))
+
+
+@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ircsn_tiny", {"norm_eps": 1e-5}),
+        ("ipcsn_tiny", {"norm_eps": 0.1}),
+        ("resnet3d_tiny", {"groups": 4}),
+        ("ircsn_tiny", {"stem_pool": False, "in_channels": 2}),
+        ("ircsn_tiny", {"dropout": 0.5, "drop_path": 0.5}),
+        ("ipcsn_tiny", {"head_pooling": [1, 2, 2], "head_average": "probabilities"}),
+        ("ircsn_tiny", {"head_pooling": [1, 2, 1], "head_average": "logits"}),
+        ("ircsn_tiny", {"num_classes": 0}),
+        ("ipcsn_tiny", {"zero_init_last": True}),
+    ],
+)
+def test_options_of_the_network_are_kept(name, options, layout):
+    network = trained(name, **options)
+    assert_same(network, torch.randn(2, options.get("in_channels", 3), 5, 70, 70), layout=layout)
+
+
+def test_features_and_what_the_head_makes_of_them():
+    network = trained("ircsn_tiny")
+    form, clip = fold(network), torch.randn(2, 3, 8, 64, 64)
+    with torch.no_grad():
+        features = network.forward_features(clip)
+        torch.testing.assert_close(form.forward_features(clip), features, rtol=1e-4, atol=1e-4)
+        pooled = network.forward_head(features, pre_logits=True)
+        torch.testing.assert_close(form.forward_head(features, pre_logits=True), pooled)
+
+
+def test_clip_is_left_as_it_is_and_may_have_any_layout():
+    form = fold(trained("ircsn_tiny"))
+    clip = torch.randn(2, 3, 4, 32, 32)
+    before, other = clip.clone(), clip.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(form(clip), form(other))
+    assert torch.equal(clip, before)
+    assert torch.equal(other, before)
+
+
+def test_training_on_changes_the_network_and_not_the_form():
+    network = trained("ircsn_tiny", dropout=0.5, drop_path=0.5)
+    form, clip = fold(network.train()), torch.randn(2, 3, 4, 32, 32)
+    assert network.training
+    before = form(clip)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.add_(1.0)
+    network(clip)
+    assert torch.equal(form(clip), before)
+    assert not any(parameter.requires_grad for parameter in form.parameters())
+
+
+def test_half_precision_gives_nearly_the_same_logits():
+    network, clip = trained("ircsn_tiny"), torch.randn(2, 3, 4, 32, 32)
+    form = fold(network, dtype="bf16")
+    with torch.no_grad():
+        found, expected = form(clip), network(clip)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_what_cannot_be_folded_is_refused():
+    network = trained("ircsn_tiny")
+    with pytest.raises(InputError, match="dtype must be one of fp32, bf16, got 'int4'"):
+        fold(network, dtype="int4")
+    with pytest.raises(InputError, match="layout must be one of auto, contiguous, channels_last, got 'last'"):
+        fold(network, layout="last")
+    with pytest.raises(InputError, match="only networks of create_network can be folded, got Linear"):
+        fold(nn.Linear(1, 1))
+    network.stage2[0].convolve.norm = nn.GroupNorm(4, 32)
+    with pytest.raises(InputError, match="got DepthwiseConv3d and GroupNorm"):
+        fold(network)
+    network.stage2[0].convolve.norm = nn.BatchNorm3d(32, track_running_stats=False)
+    with pytest.raises(InputError, match="without running statistics"):
+        fold(network)
