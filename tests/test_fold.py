@@ -1,12 +1,24 @@
 """fold.py: every network answers the same in both forms, whatever its options, and the folded one is its own copy."""
 
+import copy
+import pickle
+import platform
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
 
 from lightning_csn.errors import InputError
+from lightning_csn.models import fold as fold_module
 from lightning_csn.models.fold import LAYOUTS, fold
 from lightning_csn.models.network import ARCHITECTURES, create_network
+
+needs_packing = pytest.mark.skipif(
+    fold_module.cannot_pack("cpu", torch.float32) is not None, reason="not an x86 CPU with oneDNN"
+)
+FORMS = [form if form != "packed" else pytest.param(form, marks=needs_packing) for form in ("auto", *LAYOUTS)]
 
 
 def trained(name, **options):
@@ -49,7 +61,7 @@ def test_every_architecture_gives_the_same_logits(name):
     assert_same(trained(name), torch.randn(2, 3, 4, 32, 32))
 
 
-@pytest.mark.parametrize("layout", ["auto", *LAYOUTS])
+@pytest.mark.parametrize("layout", FORMS)
 @pytest.mark.parametrize(
     ("name", "options"),
     [
@@ -110,11 +122,65 @@ def test_half_precision_gives_nearly_the_same_logits():
     assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@needs_packing
+def test_packed_weights_follow_the_size_of_the_clip_and_travel_in_copies():
+    network = trained("ircsn_tiny")
+    form = fold(network, layout="packed")
+    large, small = torch.randn(1, 3, 8, 64, 64), torch.randn(3, 3, 5, 31, 45)
+    with torch.no_grad():
+        expected = network(large), network(small)
+        for other in (form, copy.deepcopy(form), pickle.loads(pickle.dumps(form))):
+            torch.testing.assert_close(other(large), expected[0], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(other(small), expected[1], rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(other(large), expected[0], rtol=1e-4, atol=1e-4)
+
+
+@needs_packing
+def test_what_else_is_in_a_batch_changes_no_bit_of_a_packed_answer():
+    form, clips = fold(trained("ipcsn_tiny"), layout="packed"), torch.randn(3, 3, 4, 48, 48)
+    alone = torch.cat([form.forward_features(clip) for clip in clips.split(1)])
+    assert torch.equal(form.forward_features(clips), alone)
+
+
+def test_without_onednn_auto_is_channels_last_and_packed_is_refused(monkeypatch):
+    monkeypatch.setattr(fold_module, "cannot_pack", lambda device, dtype: "no oneDNN")
+    network, clip = trained("ircsn_tiny"), torch.randn(2, 3, 4, 32, 32)
+    assert fold(network).layout == "channels_last"
+    assert_same(network, clip)
+    with pytest.raises(InputError, match="layout packed: no oneDNN; take auto"):
+        fold(network, layout="packed")
+
+
+@pytest.mark.parametrize(
+    ("device", "dtype", "words"),
+    [("cuda", torch.float32, "for x86 CPUs, not for cuda"), ("mps", torch.bfloat16, "not for mps")],
+)
+def test_packing_is_for_x86_processors(device, dtype, words):
+    assert words in fold_module.cannot_pack(device, dtype)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
+def test_memory_of_large_tensors_is_used_again():
+    script = """
+import resource, torch
+from lightning_csn.models.fold import keep_memory
+assert keep_memory()
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)  # 128 MB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+assert faults() > 100
+assert faults() < 100
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_cannot_be_folded_is_refused():
     network = trained("ircsn_tiny")
     with pytest.raises(InputError, match="dtype must be one of fp32, bf16, got 'int4'"):
         fold(network, dtype="int4")
-    with pytest.raises(InputError, match="layout must be one of auto, contiguous, channels_last, got 'last'"):
+    with pytest.raises(InputError, match="layout must be one of auto, contiguous, channels_last, packed, got 'last'"):
         fold(network, layout="last")
     with pytest.raises(InputError, match="only networks of create_network can be folded, got Linear"):
         fold(nn.Linear(1, 1))

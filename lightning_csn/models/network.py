@@ -361,10 +361,10 @@ def pool_and_classify(
 
     pooling and average: head_pooling and head_average of `create_network`.
     """
-    if pooling == "global":
+    if isinstance(pooling, str):  # "global"
         x = x.mean((2, 3, 4)).unsqueeze(1)  # (B, places = 1, C)
     else:
-        window = [min(int(size), places) for size, places in zip(pooling, x.shape[2:], strict=True)]
+        window = [min(pair) for pair in zip(pooling, x.shape[2:], strict=True)]
         x = F.avg_pool3d(x, window, stride=1)  # (B, C, places in T, H, W)
         x = x.flatten(2).transpose(1, 2)  # (B, places, C)
     if classify is None:
