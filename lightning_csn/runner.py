@@ -40,7 +40,7 @@ RECORD_KEY = "lightning_csn"  # of the record among an exported file's metadata
 RECORD_FILE = "lightning_csn.json"  # of the record inside a .pt2, which is a zip archive
 INPUT, OUTPUT = "clips", "logits"  # of every exported graph
 DYNAMIC = ("length", "size")  # what a file may leave open, apart from the number of clips
-EXTRAS = {"onnxruntime": "onnx", "openvino": "openvino"}  # of this package, by what they bring
+EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino"}  # which brings what
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class ExportRecord:
 
     clip: fields of ClipSpec: how clips must look. With `normalised` "inside" the graph takes the pixels, uint8, and
         subtracts mean and divides by std itself; with "outside" it takes what came of that, float32.
-    dynamic: which of "length" and "size" are free; the number of clips always is.
+    dynamic: which of "length" and "size" are free, and from which on; the number of clips always is.
     precision: "fp32", or "int8" for weights and activations that were quantised.
     network: options of the network, which its graph has built in.
     versions: of what wrote the file, and of the operator set.
@@ -62,7 +62,7 @@ class ExportRecord:
     classes: list[str] | None = None
     multi_label: bool = False
     normalised: str = "outside"
-    dynamic: list[str] = field(default_factory=list)
+    dynamic: dict[str, int] = field(default_factory=dict)
     precision: str = "fp32"
     network: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -118,16 +118,18 @@ class Runner:
 
 
 class NetworkRunner(Runner):
-    """A model of PyTorch, on the device where it is; `exact` runs the trained form and not the faster one."""
+    """A model of PyTorch as it is now, on the device where it is: folded, or with `exact` in the trained form."""
 
     def __init__(self, model: LitCSN, source: str = "model", *, exact: bool = False) -> None:
+        from lightning_csn.models.fold import fold  # here, so that an exported file needs nothing of the networks
+
         self.source = source
         self.clip, self.classes = model.clip, model.classes
         self.num_classes, self.multi_label = model.num_classes, model.multi_label
         self.device = model.device
-        self.form = f"PyTorch {torch.__version__}"
+        self.form = f"PyTorch {torch.__version__}" + (", exact" if exact else "")
         self._model = model.eval()
-        self._network = model.network
+        self._network = model.network if exact else fold(model.network)
 
     def _run(self, clips: Tensor) -> Tensor:
         return self._network(self._model.normalise(clips.to(self.device)))
@@ -155,15 +157,16 @@ class ExportRunner(Runner):
 
     def _check_size(self, clips: Tensor) -> None:
         """InputError unless the graph takes clips of this length and size."""
-        spec, (channels, length, *size) = self.clip, clips.shape[1:]
+        spec, free, (channels, length, *size) = self.clip, self.record.dynamic, clips.shape[1:]
         fits = channels == 3
-        fits &= "length" in self.record.dynamic or length == spec.frames
-        fits &= "size" in self.record.dynamic or size == [spec.test_crop, spec.test_crop]
+        fits &= length >= free["length"] if "length" in free else length == spec.frames
+        fits &= min(size) >= free["size"] if "size" in free else size == [spec.test_crop, spec.test_crop]
         if not fits:
+            frames = f"{free['length']} or more" if "length" in free else f"{spec.frames}"
+            sides = f"{free['size']} or more" if "size" in free else f"{spec.test_crop}"
             raise InputError(
-                f"{self.source} was exported for clips of 3 x {spec.frames} x {spec.test_crop} x {spec.test_crop} "
-                f"(channels, frames, height, width), got {' x '.join(map(str, clips.shape[1:]))}; "
-                "'lightning-csn export --dynamic length size' leaves length and size open"
+                f"{self.source} was exported for clips of 3 colours, {frames} frames and sides of {sides} pixels, got "
+                f"{' x '.join(map(str, clips.shape[1:]))}; --dynamic length --dynamic size of 'export' leave both open"
             )
 
     def _run_prepared(self, clips: Tensor) -> Tensor:
@@ -309,8 +312,9 @@ def read_inside(path: Path) -> str | None:
 def need(package: str, purpose: object) -> None:
     """InputError with what to install if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
-        extra = f"; pip install 'lightning-csn[{EXTRAS[package]}]'" if package in EXTRAS else ""
-        raise InputError(f"{purpose} needs {package}, which is not installed{extra or f'; pip install {package}'}")
+        raise InputError(
+            f"{purpose} needs {package}, which is not installed: pip install 'lightning-csn[{EXTRAS[package]}]'"
+        )
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:

@@ -67,7 +67,7 @@ def test_exports_are_told_by_their_ending(name, tmp_path):
 def test_a_missing_runtime_is_named_with_what_to_install(package, name, advice, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(b"")
     monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match=f"needs {package}, which is not installed; .*{advice}"):
+    with pytest.raises(InputError, match=f"needs {package}, which is not installed: .*{advice}"):
         load_runner(tmp_path / name)
 
 

@@ -1,0 +1,280 @@
+"""Exported files: equal to the network before they are there, with all that whoever runs them has to know."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_csn import export as exporting
+from lightning_csn.clip import ClipSpec
+from lightning_csn.errors import InputError
+from lightning_csn.export import CONVERTERS, ENDINGS, TOLERANCE, compare, export, format_of, free_sizes, made_clips
+from lightning_csn.export_model import as_text, export_options, run_export
+from lightning_csn.models.network import ARCHITECTURES, Architecture, Simple, full
+from lightning_csn.module import LitCSN
+from lightning_csn.runner import load_runner
+
+CLIP = ClipSpec(
+    frames=4, step=1, fps=None, short_side=48, crop=32, test_crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
+)
+LONG = dataclasses.replace(CLIP, frames=10, test_crop=40)
+CLASSES = ["clapping", "jumping", "waving"]
+
+
+def has(to):
+    try:
+        for package in exporting.NEEDED[to]:
+            exporting.need(package, to)
+    except InputError:
+        return False
+    return True
+
+
+FORMATS = [pytest.param(to, marks=pytest.mark.skipif(not has(to), reason=f"{to} is not installed")) for to in ENDINGS]
+
+
+def make_model(architecture="ircsn_tiny", clip=CLIP, **options):
+    torch.manual_seed(0)
+    model = LitCSN(architecture, classes=CLASSES, clip=clip.to_dict(), **options)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm3d):  # as after training: not 0 and 1
+            nn.init.uniform_(module.running_mean, -0.1, 0.1)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.bias, -0.1, 0.1)
+    return model.eval()
+
+
+def pixels(*shape):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+
+
+def logits_of(model, clips):
+    with torch.inference_mode():
+        return model.network(model.normalise(clips))
+
+
+def is_close(found, expected):
+    return (found - expected).abs().max() <= TOLERANCE * expected.abs().max()
+
+
+@pytest.fixture(scope="module", params=FORMATS)
+def exported(request, tmp_path_factory):
+    """(model, what export gave) of every format; normalised outside, of fixed length and size."""
+    model = make_model()
+    path = tmp_path_factory.mktemp("exported") / f"model{ENDINGS[request.param]}"
+    return model, export(model, path, real=[pixels(1, 3, 4, 32, 32)])
+
+
+def runs(exported):
+    return next(file for file in exported.files if file.suffix != ".bin")
+
+
+def test_the_file_gives_the_networks_logits_of_any_number_of_clips(exported):
+    model, written = exported
+    runner = load_runner(runs(written))
+    for count in (0, 1, 2, 5):
+        clips = pixels(count, 3, 4, 32, 32)
+        assert runner(clips).shape == (count, 3)
+        assert count == 0 or is_close(runner(clips), logits_of(model, clips))
+
+
+def test_the_file_says_how_clips_must_look_and_what_the_classes_are(exported):
+    model, written = exported
+    runner = load_runner(runs(written), "cpu")
+    assert (runner.clip, runner.classes, runner.num_classes) == (CLIP, CLASSES, 3)
+    assert not runner.multi_label
+    assert runner.record == written.record
+    assert runner.record.network == model.network.trunk_options
+    assert runner.record.versions["torch"]
+    assert runner.record.checked["clips"] == 7
+    assert runner.record.checked["real_clips"] == 1
+    assert 0 <= runner.record.checked["largest_difference"] <= TOLERANCE
+
+
+def test_nothing_lies_beside_the_files(exported):
+    _, written = exported
+    assert sorted(runs(written).parent.iterdir()) == written.files
+
+
+def test_clips_of_another_size_are_refused_with_what_would_do(exported):
+    runner = load_runner(runs(exported[1]))
+    with pytest.raises(InputError, match=r"for clips of 3 colours, 4 frames and sides of 32 pixels, got 3 x 5 x 32 x"):
+        runner(pixels(1, 3, 5, 32, 32))
+    with pytest.raises(InputError, match="--dynamic length --dynamic size"):
+        runner(pixels(1, 3, 4, 32, 40))
+
+
+def test_a_person_is_told_what_is_there(exported):
+    _, written = exported
+    text = as_text(written)
+    assert f"ircsn_tiny, 3 classes, {written.record.precision}" in text
+    assert "float32 (any number, 3, 4, 32, 32)" in text
+    assert "1 of them real" in text
+    assert f"lightning-csn classify VIDEO --model {runs(written)}" in text
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_length_size_and_normalisation_can_be_left_to_the_file(to, tmp_path):
+    model = make_model(clip=LONG, multi_label=True)
+    path = tmp_path / f"open{ENDINGS[to]}"
+    written = export(model, path, dynamic=["size", "length"], normalise="inside")
+    runner = load_runner(path)
+    assert runner.multi_label
+    assert runner.record.dynamic == {"length": 9, "size": 33}
+    assert written.record.normalised == "inside"
+    for shape in ((1, 3, 10, 40, 40), (2, 3, 17, 33, 64), (1, 3, 9, 70, 35)):
+        clips = pixels(*shape)
+        assert is_close(runner(clips), logits_of(model, clips)), shape
+    with pytest.raises(InputError, match="9 or more frames and sides of 33 or more pixels, got 3 x 8 x 40 x 40"):
+        runner(pixels(1, 3, 8, 40, 40))
+    assert "pixels, uint8 (any number, 3, 9 or more, 33 or more, 33 or more)" in as_text(written)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("ipcsn_tiny", {}),
+        ("resnet3d_tiny", {"groups": 4, "norm_eps": 1e-5, "stem_pool": False}),
+        ("resnet3d_simple", {}),
+        ("ircsn_tiny", {"head_pooling": [1, 2, 2], "head_average": "probabilities", "dropout": 0.5, "drop_path": 0.2}),
+    ],
+)
+def test_other_networks_are_equal_too(architecture, options, tmp_path, monkeypatch):
+    monkeypatch.setitem(ARCHITECTURES, "resnet3d_simple", Architecture(Simple, (1, 1, 1, 1), full, (8, 8, 16, 16)))
+    clip = dataclasses.replace(CLIP, short_side=96, test_crop=96)  # 3 x 3 places for the window
+    model = make_model(architecture, clip=clip, network=options)
+    export(model, tmp_path / "model.pt2")
+    clips = pixels(1, 3, 4, 96, 96)
+    assert is_close(load_runner(tmp_path / "model.pt2", "cpu")(clips), logits_of(model, clips))
+
+
+def test_a_window_needs_room_where_sizes_are_free():
+    model = make_model(clip=LONG, network={"head_pooling": [1, 2, 2]})
+    assert free_sizes(model, ["size"]) == {"size": 33}
+    model = make_model(clip=LONG, network={"head_pooling": [3, 2, 2]})
+    with pytest.raises(InputError, match="--dynamic length is for clips of a length of 17 or more; here it is 10"):
+        free_sizes(model, ["length"])
+
+
+@pytest.fixture
+def broken(monkeypatch):
+    """A conversion that makes another network: every logit a little larger."""
+
+    def convert(program, record):
+        head = next(value for name, value in program.state_dict.items() if name.endswith("head.bias"))
+        head += 1e-2
+        return CONVERTERS["torch-export"](program, record)
+
+    monkeypatch.setattr(exporting, "CONVERTERS", {"torch-export": convert})
+
+
+def test_a_file_that_is_not_the_network_is_not_left(broken, tmp_path):
+    with pytest.raises(InputError, match=r"its logits differ by \d.*nothing was saved"):
+        export(make_model(), tmp_path / "model.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_was_there_before_is_left_as_it_was(broken, tmp_path):
+    (tmp_path / "model.pt2").write_text("older")
+    with pytest.raises(InputError, match="nothing was saved"):
+        export(make_model(), tmp_path / "model.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert (tmp_path / "model.pt2").read_text() == "older"
+
+
+def test_real_clips_are_compared_too(tmp_path):
+    model = make_model()
+    shown = []
+
+    def watched(model, runner, batches):
+        shown.append([tuple(batch.shape) for batch in batches])
+        return {}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "compare", watched)
+        export(model, tmp_path / "model.pt2", real=[pixels(2, 3, 4, 32, 32), pixels(4, 3, 4, 32, 32)])
+    assert [shape[0] for shape in shown[0]] == [1, 3, 2, 2, 4]
+
+
+def test_logits_that_are_no_numbers_are_not_equal(monkeypatch):
+    model = make_model()
+    with pytest.raises(InputError, match="not the same"):
+        compare(model, lambda clips: torch.full((len(clips), 3), torch.nan), [pixels(1, 3, 4, 32, 32)])
+
+
+def test_drawn_clips_are_smooth():
+    record = exporting.ExportRecord(architecture="", num_classes=3, clip=LONG.to_dict())
+    *noise, drawn = made_clips(record)
+    assert {tuple(batch.shape[1:]) for batch in (*noise, drawn)} == {(3, 10, 40, 40)}
+    assert drawn.float().diff(dim=2).abs().mean() < 20 < noise[0].float().diff(dim=2).abs().mean()
+
+
+@pytest.mark.parametrize(
+    ("name", "to", "message"),
+    [
+        ("model.bin", None, r"must end in \.onnx \(onnx\), \.xml \(openvino\), \.pt2 \(torch-export\)"),
+        ("model.onnx", "openvino", r"must end in \.xml"),
+        ("model.onnx", "tflite", "to must be one of onnx, openvino, torch-export"),
+    ],
+)
+def test_the_ending_and_the_format_must_fit(name, to, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        format_of(tmp_path / name, to)
+
+
+def test_a_format_whose_packages_are_missing_says_what_to_install(tmp_path, monkeypatch):
+    monkeypatch.setattr("lightning_csn.runner.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"to export to onnx needs onnx, .*pip install 'lightning-csn\[onnx\]'"):
+        export(make_model(), tmp_path / "model.onnx")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"model\.pt2 cannot be written: .*nothing was saved"):
+        export(make_model(), tmp_path / "file" / "model.pt2")
+
+
+# ---------------------------------------------------------------- the command
+
+
+def command(*argv):
+    parser = argparse.ArgumentParser()
+    export_options(parser)
+    return run_export(parser.parse_args([*map(str, argv)]))
+
+
+def test_the_command_exports_and_tells_as_json(tmp_path, make_video, capsys):
+    folder = make_model().save_pretrained(tmp_path / "weights")
+    video = make_video(tmp_path / "a.mp4", frames=9)
+    out = tmp_path / "model.pt2"
+    assert command(folder, "--to", "torch-export", out, "--check", video, "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == [{"path": str(out), "bytes": out.stat().st_size}]
+    assert told["checked"]["real_clips"] == 2
+    assert told["classes"] == CLASSES
+
+
+def test_an_exported_file_cannot_be_exported(tmp_path):
+    with pytest.raises(InputError, match="is exported already"):
+        command("model.onnx", tmp_path / "model.xml")
+
+
+def test_a_file_runs_without_the_network(tmp_path):
+    export(make_model(), tmp_path / "model.pt2")
+    code = (
+        "import sys, torch\n"
+        "from lightning_csn.runner import load_runner\n"
+        f"run = load_runner({str(tmp_path / 'model.pt2')!r}, 'cpu')\n"
+        "assert run(torch.zeros(1, 3, 4, 32, 32, dtype=torch.uint8)).shape == (1, 3)\n"
+        "unwanted = {'lightning_csn.models.network', 'lightning_csn.module', 'lightning', 'av', 'timm'}\n"
+        "print(*sorted(unwanted & set(sys.modules)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == ""
