@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
@@ -36,7 +38,9 @@ from lightning_csn.metrics import (
     view_text,
 )
 from lightning_csn.models import checkpoints
+from lightning_csn.models.fold import FoldedNetwork, cannot_pack, fold
 from lightning_csn.models.network import ResNet3D, check_options, create_network
+from lightning_csn.runner import ExportedNetwork, is_export, load_exported
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -85,6 +89,7 @@ class LitCSN(L.LightningModule):
         num_classes: Number of classes. Not needed with `classes` or where `pretrained` brings its own.
         classes: Names of the classes, in the order of the labels.
         pretrained: Weights to start from: name (see list_checkpoints), hf://owner/repo, https address, file or folder.
+            To answer only, not to train: a file that 'lightning-csn export' wrote (.onnx, .xml, .pt2).
             Its head stays if it was made for the classes asked for, otherwise a new one takes its place.
         clip: How clips must look: frames, step, fps, short_side, crop, test_crop, mean, std. With `pretrained`, only
             what shall differ from what the weights ask for. From scratch: all or nothing, which means the paper's.
@@ -117,6 +122,7 @@ class LitCSN(L.LightningModule):
     """
 
     network: ResNet3D
+    exact = False  # whether answers come from the network as it was trained, and never from its quicker form
     clip: ClipSpec
     classes: list[str] | None
     mean: Tensor
@@ -186,7 +192,8 @@ class LitCSN(L.LightningModule):
                 SCRATCH_CLIP if clip is None else clip if isinstance(clip, ClipSpec) else ClipSpec.from_dict(clip)
             )
         else:
-            loaded = checkpoints.load(pretrained, num_classes=num_classes, classes=classes, clip=clip, **options)
+            load = load_exported if is_export(pretrained) else checkpoints.load
+            loaded = load(pretrained, num_classes=num_classes, classes=classes, clip=clip, **options)
             self.network = loaded.network.train()
             if architecture not in (None, self.network.architecture):
                 raise InputError(f"{pretrained} is of architecture {self.network.architecture}, not {architecture}")
@@ -199,6 +206,7 @@ class LitCSN(L.LightningModule):
         multi_label = bool(multi_label)
         self.network.set_grad_checkpointing(stages=checkpointing)
         self._as_loaded = pretrained is not None  # until training changes the weights
+        self._folded: tuple[list[Any], FoldedNetwork | None] | None = None  # of what it was made, and the form
 
         self.register_buffer("mean", torch.tensor(self.clip.mean).view(-1, 1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.clip.std).view(-1, 1, 1, 1), persistent=False)
@@ -257,6 +265,8 @@ class LitCSN(L.LightningModule):
         What is known of the weights comes along: all of it if they are as they were loaded, and where they come from
         if they were trained. Raises InputError where the folder holds other things or cannot be written.
         """
+        if isinstance(self.network, ExportedNetwork):
+            raise InputError(f"{self.network.runner.source} is an exported file; copy that, its weights are in it")
         known = self.hparams["origin"]
         k, names = self.num_classes, self.classes
         if known is None:
@@ -330,12 +340,50 @@ class LitCSN(L.LightningModule):
         if clips.ndim != 6:
             raise InputError(f"clips must be (B, V, C, T, H, W), got {tuple(clips.shape)}")
         views = clips.flatten(0, 1).split(self.hparams["views_per_pass"])
-        logits = torch.cat([self.network(self.normalise(some)) for some in views])  # (B*V, K)
+        network = self.inference_network()
+        logits = torch.cat([network(self.normalise(some)) for some in views])  # (B*V, K)
         return logits.float().unflatten(0, clips.shape[:2])  # (B, V, K)
+
+    def inference_network(self) -> nn.Module:
+        """What answers: the folded form of the network (models/fold.py) where that is known to be quicker and gives the
+        same logits but for rounding, and else the network itself.
+
+        The folded form is for eval mode without gradients on an x86 CPU in fp32, in test, prediction and calls of the
+        model. Validation has the network itself, and so has everything if `exact` is set, under autocast, where hooks
+        wait for what is inside, and where the weights lie on several devices. The form is made again once the weights
+        have changed; a change through `.data`, which leaves no trace, is seen at the beginning of the next test or
+        prediction.
+        """
+        made_of = (
+            None
+            if self.exact or isinstance(self.network, ExportedNetwork) or not self._may_fold()
+            else weights_and_versions(self.network)
+        )
+        if made_of is None:
+            return self.network
+        if self._folded is None or self._folded[0] != made_of:
+            form = None
+            try:
+                with torch.inference_mode(False):
+                    form = fold(self.network)
+            except InputError as error:  # a layer was exchanged for another
+                _log.info("the network runs as it was trained: %s", error)
+            self._folded = (made_of, form)
+        return self._folded[1] or self.network
+
+    def _may_fold(self) -> bool:
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cannot_pack(self.device.type, torch.float32):
+            return False
+        trainer = self._trainer
+        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
+            return True
+        return trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING) and isinstance(
+            trainer.strategy, SingleDeviceStrategy | DDPStrategy
+        )
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 clips (N, C, T, H, W) as the network takes them; float clips are taken to be so already."""
-        if clips.dtype != torch.uint8:
+        if clips.dtype != torch.uint8 or isinstance(self.network, ExportedNetwork):  # which does it itself
             return clips
         normal = (clips.to(self.mean.dtype) / 255 - self.mean) / self.std
         # On a CPU small networks run and train nearly twice as fast with the channels last in memory (ircsn_tiny, two
@@ -483,6 +531,8 @@ class LitCSN(L.LightningModule):
 
         Raises InputError where labels would mean something else in the data than in the model.
         """
+        if stage == "fit" and isinstance(self.network, ExportedNetwork):
+            raise InputError(f"{self.network.runner.source} is an exported file, which cannot be trained further")
         if stage == "fit" and not any(module.training for module in self.modules()):
             self.train()
         data = getattr(self.trainer, "datamodule", None)
@@ -511,13 +561,19 @@ class LitCSN(L.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """From here on the weights are no longer those that were loaded."""
+        """From here on the weights are no longer those that were loaded, and a form of them is memory for nothing."""
         self._as_loaded = False
+        self._folded = None
 
     def on_test_start(self) -> None:
-        """Nothing is left of a test that was interrupted."""
+        """Nothing is left of a test that was interrupted, nor of weights that are no more."""
+        self._folded = None
         self.test_scores.reset()
         self._unreadable = {}
+
+    def on_predict_start(self) -> None:
+        """Nothing is left of weights that are no more."""
+        self._folded = None
 
     def on_validation_start(self) -> None:
         """The same network on all processes: that of process 0, which checkpoints hold; and nothing is left of a
@@ -628,6 +684,38 @@ def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:
     from lightning_csn.mixing import Mixer  # brings torchvision, which takes a second
 
     return Mixer(num_classes, mixup=mixup, cutmix=cutmix)
+
+
+class Same:
+    """Equal to another one if both hold the same thing."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        """By identity."""
+        return isinstance(other, Same) and other.thing is self.thing
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def weights_and_versions(network: nn.Module) -> list[Any] | None:
+    """What changes if the answers of a network do, compared by identity; None unless it is a ResNet3D in eval mode and
+    fp32 through and through, without hooks that wait for what is inside, and not compiled.
+    """
+    if type(network) is not ResNet3D:
+        return None
+    made_of: list[Any] = [dict(network.options)]
+    for module in network.modules():
+        if module.training or module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl:
+            return None
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None:
+                continue
+            if tensor.is_inference() or tensor.dtype not in (torch.float32, torch.int64):
+                return None
+            made_of.append((Same(tensor), tensor.data_ptr(), tensor._version))
+    return made_of
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_csn.errors import InputError, check_choice
+from lightning_csn.models.depthwise import DepthwiseConv3d
 from lightning_csn.models.network import Bottleneck, ResNet3D, Simple, pool_and_classify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -161,7 +162,7 @@ def fold(network: ResNet3D, *, dtype: str = "fp32", layout: str = "auto") -> Fol
     """
     check_choice("dtype", dtype, tuple(DTYPES))
     check_choice("layout", layout, ("auto", *LAYOUTS))
-    if not isinstance(network, ResNet3D):
+    if type(network) is not ResNet3D:
         raise InputError(f"only networks of create_network can be folded, got {type(network).__name__}")
     device = network.stem.get_parameter("conv.weight").device.type
     reason = cannot_pack(device, DTYPES[dtype])
@@ -220,8 +221,9 @@ def fold_block(block: nn.Module, dtype: torch.dtype, layout: str) -> FoldedBlock
 
 def folded(layers: nn.Module, dtype: torch.dtype, layout: str, *, relu: bool) -> FoldedConvolution:
     """The `conv` and `norm` of some layers as one convolution with a bias. Counted in float64."""
-    conv, norm = layers.get_submodule("conv"), layers.get_submodule("norm")
-    if not isinstance(conv, nn.Conv3d) or not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+    conv: Any = layers.get_submodule("conv")
+    norm: Any = layers.get_submodule("norm")
+    if type(conv) not in (nn.Conv3d, DepthwiseConv3d) or type(norm) not in (nn.BatchNorm3d, nn.SyncBatchNorm):
         raise InputError(
             f"a Conv3d and the BatchNorm after it can be folded, got {type(conv).__name__} and {type(norm).__name__}"
         )
