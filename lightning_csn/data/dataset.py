@@ -7,6 +7,7 @@ model's.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,9 +37,9 @@ class VideoDataset(Dataset[Item]):
     """The videos of a split.
 
     An item is a dict: video (its number in the split), label, clips, uint8 (V, C, T, H, W), short (whether the
-    video is shorter than a clip, so that its last frame is repeated) and seed (0 in evaluation). A video that cannot be
-    read is a dict of video, label, error (the message, with the path) and shape (that of its clips); it is never
-    replaced by another one, and what is to be done about it is for the DataModule.
+    video is shorter than a clip, so that its last frame is repeated), seed (0 in evaluation) and seconds (that reading
+    it took). A video that cannot be read is a dict of video, label, error (the message, with the path), shape (that of
+    its clips) and seconds; it is never replaced by another one, and what is to be done about it is for the DataModule.
 
     samples: item i is samples[i].
     clip: how clips look. A video, or the part of it that a sample is, is first brought to clip.fps; one that is too
@@ -105,7 +106,8 @@ class VideoDataset(Dataset[Item]):
 
     def __getitem__(self, index: int | Draw) -> Item:
         try:
-            return self._drawn(index)
+            began = time.perf_counter()
+            return self._drawn(index) | {"seconds": time.perf_counter() - began}
         except InputError as error:
             if get_worker_info() is None:
                 raise
@@ -268,7 +270,7 @@ def decoded_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
 
 def collate(items: Sequence[Item]) -> dict[str, Any]:
     """A batch of items: clips uint8 (B, V, C, T, H, W), labels int64 (B,) or float32 (B, K), videos and seeds int64
-    (B,), short and blank bool (B,), and unreadable [(video, message)].
+    (B,), short and blank bool (B,), unreadable [(video, message)], and seconds (that reading all of them took).
 
     B counts the items with clips and may be 0; blank are those of them that could not be read. Where clips differ in
     size, or nothing can be read as things are, there is no batch but a dict of error, the message: raised in a worker
@@ -295,4 +297,5 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
         "seeds": torch.tensor([item["seed"] for item in shown], dtype=torch.int64),
         "blank": torch.tensor(["error" in item for item in shown], dtype=torch.bool),
         "unreadable": [(item["video"], item["error"]) for item in items if "error" in item],
+        "seconds": sum(item["seconds"] for item in items),
     }
