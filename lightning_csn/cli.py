@@ -29,7 +29,9 @@ from lightning_csn.pack_data import pack_options, run_pack
 from lightning_csn.split_data import run_split_data, split_data_options
 
 if TYPE_CHECKING:
+    from lightning_csn.answers import Answers
     from lightning_csn.models.checkpoints import Checkpoint
+    from lightning_csn.module import LitCSN
     from lightning_csn.predict import Prediction
 
 DEFAULT_MODEL = "ircsn_tiny_motion"  # in the wheel: the only weights that every machine has
@@ -52,7 +54,12 @@ class Command:
 
 def classify_options(parser: ArgumentParser) -> None:
     """Options of `classify`."""
-    parser.add_argument("videos", nargs="+", metavar="VIDEO", help="a video file of any kind that FFmpeg reads")
+    parser.add_argument(
+        "videos",
+        nargs="+",
+        metavar="VIDEO|FOLDER",
+        help="a video file of any kind that FFmpeg reads, or a folder: all videos in it, however deep",
+    )
     parser.add_argument(
         "--model",
         default=DEFAULT_MODEL,
@@ -71,67 +78,155 @@ def classify_options(parser: ArgumentParser) -> None:
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes per answer; default 5")
     parser.add_argument("--every", type=seconds, metavar="SECONDS", help="a timeline too: an answer for every so many")
     parser.add_argument("--json", action="store_true", help="answers as JSON")
+    parser.add_argument(
+        "--output",
+        metavar="FILE",
+        help="the answers for any number of videos, in a file that ends in .jsonl, .csv or .parquet; the same command "
+        "goes on with a run that was stopped",
+    )
     parser.add_argument("--sheet", metavar="OUT.png", help="a picture too: frames of every video with the answer")
     parser.add_argument(
         "--labelled", action="store_true", help="videos lie in folders that are called like their class: check answers"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default the GPU where there is one")
+    parser.add_argument(
+        "--workers", type=natural, metavar="N", help="processes that read videos; default one per processor, 8 at most"
+    )
     parser.epilog = (
         "A video that cannot be read is reported, the others are answered, and the exit code is then 2.\n\n"
         "examples:\n"
         f"  lightning-csn classify holiday.mp4 --model {KINETICS_MODEL}\n"
         "  lightning-csn classify *.mp4 --model my_weights/ --every 2\n"
-        "  lightning-csn classify *.mp4 --json > answers.json"
+        "  lightning-csn classify *.mp4 --json > answers.json\n"
+        "  lightning-csn classify videos/ --output answers.jsonl"
     )
 
 
 def run_classify(args: Namespace) -> int:
     """Answer for each video; those that cannot be read do not stop the others."""
-    from lightning_csn.metrics import view_text
+    for option, value in (("--every", args.every), ("--json", args.json), ("--sheet", args.sheet)):
+        if args.output is not None and value:
+            raise InputError(f"--output and {option}: one of the two; {option} is for as many videos as one looks at")
+    # OpenMP's threads would spin while they wait, on processors that the workers need; read when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from lightning_csn.answers import Answers
     from lightning_csn.module import LitCSN
-    from lightning_csn.predict import choose_device, classify
+    from lightning_csn.predict import choose_device
 
     device = choose_device(args.device)
+    answers = None if args.output is None else Answers(args.output, top=args.top)
+    paths = find_videos(args.videos)
     if args.model == DEFAULT_MODEL:
         note(
             f"{DEFAULT_MODEL} only knows eight kinds of motion; "
             f"for the 400 activities of Kinetics: --model {KINETICS_MODEL}"
         )
     model = LitCSN.from_pretrained(args.model).to(device)
+    return show_answers(args, model, paths) if answers is None else write_answers(args, model, paths, answers)
+
+
+def find_videos(named: Sequence[str]) -> list[str]:
+    """The videos that are named, and all of those in the folders that are; InputError for a folder without any."""
+    from lightning_csn.data.annotations import list_videos
+
+    paths: list[str] = []
+    for name in named:
+        found = list_videos(name) if Path(name).is_dir() else [name]
+        if not found:
+            raise InputError(f"{name}: no videos in this folder")
+        paths += found
+    return paths
+
+
+def write_answers(args: Namespace, model: LitCSN, paths: Sequence[str], answers: Answers) -> int:
+    """The answers for any number of videos, in a file."""
+    from lightning_csn import many
+
+    times = many.Times()
+    options = {"clips": args.clips, "crops": args.crops, "workers": args.workers}
+    right = 0
+
+    def check(record: dict[str, Any]) -> None:
+        nonlocal right
+        right += "error" not in record and record["top"][0]["class"] == class_folder(record["path"])
+
+    try:
+        counts = many.write_answers(
+            model, paths, answers, **options, progress=True, times=times, check=check if args.labelled else None
+        )
+    except KeyboardInterrupt:
+        note("interrupted; the same command goes on with the videos that are left")
+        raise
+    print(f"answers: {args.output} ({counts})")
+    if times.videos:
+        note(str(times))
+    if counts.short:
+        note(f"{counts.short} videos are shorter than a clip of {args.model}, so their last frame is repeated")
+    if args.labelled:
+        note(f"{right} of {counts.videos - counts.unreadable} answers are the name of the video's folder")
+    if counts.unreadable:
+        note(f"{counts.unreadable} of {counts.videos} videos could not be read")
+    return FAILED if counts.unreadable else DONE
+
+
+def show_answers(args: Namespace, model: LitCSN, paths: Sequence[str]) -> int:
+    """The answers in the terminal, or as JSON, each as soon as it is there."""
+    from lightning_csn.metrics import view_text
+
     answers: list[Prediction] = []
     failures: dict[str, str] = {}
-    for path in args.videos:
-        try:
-            answer = classify(model, path, clips=args.clips, crops=args.crops, top=args.top, every=args.every)
-        except InputError as error:
-            hint = f"; for the videos in it: {Path(path)}/*" if Path(path).is_dir() else ""
-            failures[path] = f"{error}{hint}"
-            note(failures[path])
+    videos: list[dict[str, Any]] = []
+    for path, answer in find_answers(args, model, paths):
+        if isinstance(answer, str):
+            failures[path] = answer
+            videos.append({"path": path, "error": answer})
+            note(answer)
             continue
         answers.append(answer)
+        videos.append(as_json(answer))
         if answer.short:
             note(f"{path}: shorter than a clip of {args.model}, so its last frame is repeated")
         if not args.json:
             print(as_text(answer, f"{args.model}, {view_text(args.clips, args.crops)}"), flush=True)
     if args.json:
-        videos = [as_json(answer) for answer in answers]
-        videos += [{"path": path, "error": message} for path, message in failures.items()]
-        order = {path: i for i, path in enumerate(args.videos)}
-        videos.sort(key=lambda video: order[video["path"]])
         print_json({"model": args.model, "clips": args.clips, "crops": args.crops, "videos": videos})
     if args.sheet and answers:
         from lightning_csn.predict import card
         from lightning_csn.visualize import contact_sheet
 
-        truths = [Path(answer.path).absolute().parent.name if args.labelled else None for answer in answers]
+        truths = [class_folder(answer.path) if args.labelled else None for answer in answers]
         cards = [card(answer, truth) for answer, truth in zip(answers, truths, strict=True)]
         note(f"contact sheet: {contact_sheet(cards, args.sheet)}")
     if args.labelled and answers:
-        right = sum(answer.top[0][0] == Path(answer.path).absolute().parent.name for answer in answers)
+        right = sum(answer.top[0][0] == class_folder(answer.path) for answer in answers)
         note(f"{right} of {len(answers)} answers are the name of the video's folder")
     if failures:
-        note(f"{len(failures)} of {len(args.videos)} videos could not be read")
+        note(f"{len(failures)} of {len(paths)} videos could not be read")
     return FAILED if failures else DONE
+
+
+def find_answers(args: Namespace, model: LitCSN, paths: Sequence[str]) -> Iterator[tuple[str, Prediction | str]]:
+    """Each video with its answer, or with why there is none."""
+    options = {"clips": args.clips, "crops": args.crops, "top": args.top}
+    if args.every is None and len(paths) > 1:
+        from lightning_csn.many import Unreadable, classify_many
+
+        for found in classify_many(model, paths, **options, workers=args.workers):
+            yield found.path, found.error if isinstance(found, Unreadable) else found
+        return
+    from lightning_csn.predict import classify
+
+    for path in paths:
+        try:
+            answer: Prediction | str = classify(model, path, **options, every=args.every)
+        except InputError as error:
+            answer = str(error)
+        yield path, answer
+
+
+def class_folder(path: str) -> str:
+    """Name of the folder that a video lies in."""
+    return Path(path).absolute().parent.name
 
 
 def as_text(answer: Prediction, how: str) -> str:
@@ -347,7 +442,7 @@ TRAINER_OPTIONS = (
     ("--trainer.default_root_dir DIR", _ALL, "where runs are kept; default runs"),
     ("--ckpt_path FILE", "fit", "go on with a run: its weights, optimiser and epoch"),
     ("--ckpt_path FILE", "validate test predict", "the network of a run, as DIR/last.ckpt; no --model options needed"),
-    ("--output FILE", "predict", "where the answers are written; default predictions.csv"),
+    ("--output FILE", "predict", "where the answers are written, .csv, .jsonl or .parquet; default predictions.csv"),
     ("--seed_everything N", _ALL, "of everything that is drawn; default 0"),
     ("--config FILE", _ALL, "options from a YAML file; what is typed after it wins"),
     ("--print_config", _ALL, "every option with its value, as such a file"),
@@ -556,6 +651,14 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, got {text}")
+    return value
+
+
+def natural(text: str) -> int:
+    """A whole number of 0 or more."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"a whole number of 0 or more is needed, got {text}")
     return value
 
 

@@ -10,6 +10,7 @@ that have a gray clip in the batch. The others have none: B may be 0.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -38,9 +39,10 @@ from lightning_csn.scores import videos_done
 
 _log = logging.getLogger(__name__)
 
-_MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
+MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
 _FEW_CLASSES = 20  # that a report names one by one
 STAGES = ("train", "val", "test", "predict")
+MOST_TOGETHER = 2**27  # bytes of a batch to predict, where a video is not larger by itself
 POLICIES = ("skip", "blank", "raise")  # for videos that cannot be read
 AUGMENT_ON = ("auto", "workers", "device")
 
@@ -70,6 +72,7 @@ class VideoDataModule(L.LightningDataModule):
         test_list: List file of the videos to test on.
         predict_list: List file of the videos to predict, where labels may be left out. Without it predict takes every
             video in root, however deep, or every video of the other lists.
+        predict_videos: Paths of the videos to predict, in place of root and lists.
         classes: Names of the classes in their order, or a file with one in each line. Without it they are those of the
             videos, sorted; labels that are numbers are named "0" to the largest.
         layout: Name of the folder's or the lists' layout, where it is not to be found out.
@@ -83,7 +86,8 @@ class VideoDataModule(L.LightningDataModule):
             an error.
         batch_size: Clips of a training batch on each device.
         eval_batch_size: Videos of a batch in validation, test and prediction. Without it as many as make batch_size
-            views, but at least one. No figure depends on it.
+            views, but at least one; in prediction a few more, so that nearly all passes of the network are of
+            batch_size views. No figure depends on it.
         num_workers: Processes that read videos, for each device. Without it one per processor, 8 at most.
         val_clips: Clips of a video in validation, spread evenly.
         val_crops: Views of each of these clips, 1 (the square in the middle), 3 (along the longer side), 10 (corners,
@@ -119,6 +123,7 @@ class VideoDataModule(L.LightningDataModule):
         val_list: str | Path | None = None,
         test_list: str | Path | None = None,
         predict_list: str | Path | None = None,
+        predict_videos: Sequence[str | Path] | None = None,
         classes: Sequence[str] | str | Path | None = None,
         layout: str | None = None,
         fold: int = 1,
@@ -193,6 +198,7 @@ class VideoDataModule(L.LightningDataModule):
         given = {"train": train_list, "val": val_list, "test": test_list}
         self._lists = {split: os.fspath(path) for split, path in given.items() if path is not None}
         self._predict_list = None if predict_list is None else os.fspath(predict_list)
+        self._predict_videos = None if predict_videos is None else [os.fspath(path) for path in predict_videos]
         self._given_clip = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
         self.clip: ClipSpec | None = None  # known in setup, or when a loader is made
         self._layout, self._fold = layout, fold
@@ -229,6 +235,7 @@ class VideoDataModule(L.LightningDataModule):
                 "root": self._root,
                 **{f"{split}_list": self._lists.get(split) for split in given},
                 "predict_list": self._predict_list,
+                "predict_videos": self._predict_videos,
                 "classes": class_names,
                 "layout": layout,
                 "fold": fold,
@@ -371,7 +378,9 @@ class VideoDataModule(L.LightningDataModule):
         return self._to_predict
 
     def _find_to_predict(self) -> list[Sample]:
-        if self._predict_list is not None:
+        if self._predict_videos is not None:
+            paths = self._predict_videos
+        elif self._predict_list is not None:
             paths = place_paths(read_list(self._predict_list), self._predict_list, self._root)
         elif self._lists or (self._root is not None and is_packed(self._root)):
             found = [sample for samples in self.samples.values() for sample in samples]
@@ -398,7 +407,8 @@ class VideoDataModule(L.LightningDataModule):
     def _find(self, classes: Sequence[str] | str | Path | None) -> Collection:
         """The samples of each split, and the classes; no samples where there are only videos to predict."""
         only_file = self._root is not None and os.path.isfile(self._root)
-        if not self._lists and (only_file or self._predict_list is not None):
+        only_to_predict = only_file or self._predict_list is not None or self._predict_videos is not None
+        if not self._lists and only_to_predict:
             return Collection(
                 {}, [] if classes is None or isinstance(classes, str | os.PathLike) else list(classes), ""
             )
@@ -511,14 +521,19 @@ class VideoDataModule(L.LightningDataModule):
 
     def _evaluation_loader(self, stage: str, clips: int, crops: int | str) -> DataLoader[Item]:
         dataset = self._dataset(stage, clips=clips, crops=crops)
-        done = videos_done(self.trainer, dataset.samples) if stage == "test" else ()
+        done = videos_done(self.trainer, dataset.samples) if stage in ("test", "predict") else ()
         processes, rank = self._processes()
-        fitting = 1 if crops == "full" else max(1, self.batch_size // (clips * num_views(crops)))
+        loading = self._loading()
+        views = clips * num_views(crops)
+        fitting = 1 if crops == "full" else max(1, self.batch_size // views)
+        if stage == "predict" and crops != "full":
+            share = (len(dataset) - len(done)) // (processes * max(1, loading["num_workers"]))
+            fitting = videos_together(views, self.batch_size, video_bytes=math.prod(dataset.shape), most=share // 4)
         return DataLoader(
             dataset,
             batch_size=self.eval_batch_size or fitting,
             sampler=EachVideoOnce(dataset, num_replicas=processes, rank=rank, without=done),
-            **self._loading(),
+            **loading,
         )
 
     def _loading(self) -> dict[str, Any]:
@@ -526,13 +541,32 @@ class VideoDataModule(L.LightningDataModule):
         workers = self.num_workers
         if workers is None:
             devices = self.trainer.num_devices if self.trainer is not None else 1
-            workers = min(_MOST_WORKERS, max(1, usable_processors() // devices))
+            workers = min(MOST_WORKERS, max(1, usable_processors() // devices))
         return {
             "num_workers": workers,
             "persistent_workers": workers > 0,
             "pin_memory": self._on_gpu(),
             "collate_fn": collate,
         }
+
+
+def videos_together(views: int, per_pass: int, *, video_bytes: int, most: int) -> int:
+    """How many videos make a batch whose `views` each fill passes of `per_pass` views best; the fewest that do.
+
+    most: videos, so that every worker has several batches to read. 1 at least, and as many as MOST_TOGETHER bytes hold.
+
+    >>> [videos_together(views, 8, video_bytes=2**20, most=50) for views in (1, 3, 8, 10, 30)]
+    [8, 8, 1, 4, 4]
+    >>> videos_together(10, 8, video_bytes=2**26, most=50), videos_together(1, 8, video_bytes=2**20, most=2)
+    (2, 2)
+    """
+    largest = max(1, min(per_pass, most, MOST_TOGETHER // max(1, video_bytes)))
+
+    def empty(count: int) -> float:
+        """Share of the places in the passes that stay empty."""
+        return 1 - count * views / (-(-count * views // per_pass) * per_pass)
+
+    return min(range(1, largest + 1), key=empty)
 
 
 def policies(on_unreadable: Mapping[str, str] | str) -> dict[str, str]:

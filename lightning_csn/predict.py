@@ -1,4 +1,4 @@
-"""What a network says of videos: of one file, as a whole and over time, and of a data set, into a file.
+"""What a network says of a video, as a whole and over time. Of many videos, many.py says it sooner.
 
 Shapes: C channels, T frames, H x W pixels, V views, K classes. Times are in seconds from the first frame.
 """
@@ -6,18 +6,12 @@ Shapes: C channels, T frames, H x W pixels, V views, K classes. Times are in sec
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import BasePredictionWriter
 from torch import Tensor, nn
 
 from lightning_csn.data.dataset import frame_numbers, read_views
@@ -26,7 +20,6 @@ from lightning_csn.data.samples import Sample
 from lightning_csn.data.sampling import spread_clips
 from lightning_csn.data.transforms import CROPS
 from lightning_csn.errors import InputError, check_choice
-from lightning_csn.metrics import gather
 from lightning_csn.module import LitCSN
 from lightning_csn.visualize import FRAMES, Card, spread
 
@@ -170,71 +163,3 @@ def card(answer: Prediction, truth: str | None = None) -> Card:
     with open_video(answer.path) as video:
         frames = video.frames(spread(video.info.num_frames, FRAMES))
     return Card(answer.path, frames, answer.top, truth)
-
-
-class PredictionWriter(BasePredictionWriter):
-    """Writes what `Trainer.predict` gives into one CSV file, on any number of processes.
-
-    A line per video in the order of the data: path, class_1, probability_1 ... class_5, probability_5, error (why the
-    video could not be read).
-    """
-
-    def __init__(self, path: str | os.PathLike[str], *, top: int = 5) -> None:
-        super().__init__("batch")
-        self.path = Path(path)
-        self.top = top
-        self._lines: dict[int, str] = {}  # by the number of the video
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take the paths of the videos from the data, for `write_on_batch_end` knows numbers only."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
-        self._paths = [sample.path for sample in data.predict_samples]
-
-    def write_on_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        prediction: dict[str, Any],
-        batch_indices: Sequence[int] | None,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int,
-    ) -> None:
-        """Make the lines of a batch; they are written at the end, in the order of the videos."""
-        classes: Any = pl_module.classes
-        for video, probabilities in zip(prediction["videos"].tolist(), prediction["probabilities"], strict=True):
-            self._lines[video] = self._line(video, likeliest(probabilities, classes, self.top))
-        for video, message in prediction["unreadable"]:
-            self._lines[video] = self._line(video, [], message)
-
-    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the file, from the first process: beside its place, then renamed."""
-        lines, self._lines = gather(self._lines), {}
-        if not trainer.is_global_zero:
-            return
-        columns = (f"{name}_{k + 1}" for k in range(self.top) for name in ("class", "probability"))
-        part = self.path.with_name(f"{self.path.name}.part")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            text = csv_line(["path", *columns, "error"]) + "".join(lines[video] for video in sorted(lines))
-            part.write_text(text, encoding="utf-8", newline="")
-            part.replace(self.path)
-        except OSError as error:
-            with contextlib.suppress(OSError):  # where not even the folder is there
-                part.unlink()
-            raise InputError(f"{self.path}: the answers cannot be written: {error.strerror}") from error
-
-    def _line(self, video: int, top: Top, error: str = "") -> str:
-        cells: list[Any] = [cell for pair in top for cell in pair]
-        return csv_line([self._paths[video], *cells, *[""] * (2 * self.top - len(cells)), error])
-
-
-def csv_line(cells: Sequence[Any]) -> str:
-    r"""Cells as a line of CSV, quoted where needed.
-
-    >>> csv_line(["one, two.mp4", 0.5])
-    '"one, two.mp4",0.5\n'
-    """
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(cells)
-    return text.getvalue()

@@ -196,6 +196,8 @@ class ScoresWriter(Callback):
     videos_per_part, seconds_per_part: a part is written after so many videos or so long, whichever is first.
     """
 
+    takes_up = "test"  # see videos_done
+
     def __init__(
         self, path: str | os.PathLike[str], *, videos_per_part: int = 64, seconds_per_part: float = 60.0
     ) -> None:
@@ -348,11 +350,16 @@ class ScoresWriter(Callback):
 
 
 def videos_done(trainer: Trainer | None, samples: Sequence[Sample]) -> set[int]:
-    """Numbers of the videos of a test that need not be seen again, for a DataModule to leave out."""
-    if trainer is None or not trainer.testing:
+    """Numbers of the videos of a test or prediction that need not be seen again, for a DataModule to leave out.
+
+    Callbacks know, whose `takes_up` is "test" or "predict": a video that one of them wants is seen.
+    """
+    if trainer is None or not (trainer.testing or trainer.predicting):
         return set()
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
-    done = [writer.videos_done(trainer, samples) for writer in callbacks if isinstance(writer, ScoresWriter)]
+    stage = "test" if trainer.testing else "predict"
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    writers = [callback for callback in callbacks if getattr(callback, "takes_up", None) == stage]
+    done: list[set[int]] = [writer.videos_done(trainer, samples) for writer in writers]
     return set.intersection(*done) if done else set()
 
 

@@ -25,7 +25,7 @@ import docstring_parser
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -35,9 +35,9 @@ from lightning_csn.callbacks import PeakMemory, UnreadableVideos
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, SharedError, check_number
 from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint
+from lightning_csn.many import PredictionWriter, VideoBar
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
-from lightning_csn.predict import PredictionWriter
 from lightning_csn.scores import ScoresWriter
 
 _log = logging.getLogger(__name__)
@@ -146,7 +146,13 @@ class TrainerCommand(LightningCLI):
                 "stopped: no more is lost where the machine fails.",
             )
         if self.command == "predict":
-            parser.add_argument("--output", type=str, default="predictions.csv", help="Where the answers are written.")
+            parser.add_argument(
+                "--output",
+                type=str,
+                default="predictions.csv",
+                help="Where the answers are written: a file that ends in .csv, .jsonl or .parquet. The same command "
+                "goes on with a prediction that was stopped.",
+            )
         if self.command == "test":
             parser.add_argument(
                 "--scores",
@@ -273,6 +279,8 @@ class TrainerCommand(LightningCLI):
                 callbacks.append(LastCheckpoint(self.folder, minutes=self.config.save_minutes))
         if self.command == "predict":
             callbacks.append(PredictionWriter(self.config.output))
+            if settings.enable_progress_bar is not False and not any(isinstance(one, ProgressBar) for one in callbacks):
+                callbacks.append(VideoBar())  # in place of Lightning's, which counts batches
         if self.command == "test" and self.config.scores is not None:
             self.writer = ScoresWriter(self.config.scores)
             callbacks.append(self.writer)
@@ -324,9 +332,13 @@ class TrainerCommand(LightningCLI):
 
     @rank_zero_only
     def report_answers(self) -> None:
-        """Where the answers are."""
-        count = len(self.datamodule.predict_samples)
-        print(f"answers: {self.config.output} ({count} video{'s' * (count != 1)})")
+        """Where the answers are, and where the time went."""
+        callbacks: list[Callback] = self.trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+        writer = next(one for one in callbacks if isinstance(one, PredictionWriter))
+        assert writer.counts is not None  # the prediction is over
+        print(f"answers: {self.config.output} ({writer.counts})")
+        if writer.times.videos:
+            _log.info("%s%s", writer.times, "" if self.trainer.world_size == 1 else " (the first process)")
 
     def end_by(self, signum: int) -> None:
         """End as programs do that a signal ended, so that a scheduler does not take the run for finished."""
@@ -339,6 +351,8 @@ class TrainerCommand(LightningCLI):
         """What a command that was stopped has kept, and how to go on with it."""
         if self.writer is not None:
             print(f"interrupted; {self.writer.kept()}")
+        if self.command == "predict":
+            print("interrupted; the same command goes on with the videos that are left")
         if self.command != "fit":
             return
         kept = next((one for one in self.trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)), None)

@@ -128,7 +128,10 @@ for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoint
         (["make-motion", "m", "--train", "-1"], "train must be a whole number of 0 or more, got -1"),
         (["fit"], "fit needs videos: --data.root FOLDER, or a list file (--data.train_list FILE)"),
         (["test"], "test needs videos: --data.root FOLDER, or a list file (--data.test_list FILE)"),
-        (["classify", "."], "; for the videos in it: ./*"),
+        (["classify", "."], "error: .: no videos in this folder"),
+        (["classify", "a.mp4", "--output", "a.txt"], "a.txt: answers are written into a file, whose name ends in"),
+        (["classify", "a.mp4", "--output", "a.csv", "--every", "2"], "--output and --every: one of the two"),
+        (["classify", "a.mp4", "--workers", "-1"], "a whole number of 0 or more is needed, got -1"),
         (["fit", "--data.root=.", "--model.pretrained=x", "--ckpt_path=no.ckpt"], "no.ckpt: there is no such file"),
         (["fit", "--data.root=nowhere", "--model.architecture=ircsn_tiny"], "nowhere: no such folder"),
         (["fit", "--data.rot=x"], "--data.rot: the nearest option is --data.root; --help_all lists all of them"),
@@ -302,6 +305,52 @@ def test_classify_checks_answers_and_draws_them(video_folder, weights, tmp_path,
     right = sum(answer["top"][0]["class"] == name for answer, name in zip(answers, CLASSES, strict=True))
     assert f"{right} of 3 answers are the name of the video's folder" in shown.err
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_classify_takes_folders_whole_and_writes_the_answers_into_a_file(video_folder, weights, tmp_path, capsys):
+    alone = shutil.copyfile(video_folder / "waving" / "waving_0.mp4", tmp_path / "alone.mp4")
+    bad = tmp_path / "bad.mp4"
+    bad.write_bytes(b"no video")
+    out = tmp_path / "answers.jsonl"
+    options = ["--model", str(weights), "--clips", "2", "--labelled", "--workers", "0", "--output", str(out)]
+    assert main(["classify", str(alone), str(video_folder), str(bad), *options]) == 2
+    shown = capsys.readouterr()
+    records = [json.loads(line) for line in out.read_text().splitlines()]
+    inside = sorted(str(path) for path in video_folder.rglob("*.mp4"))
+    assert [record["path"] for record in records] == [str(alone), *inside, str(bad)]
+    assert [str(bad) in record.get("error", "") for record in records] == [False] * 10 + [True]
+    assert shown.out == f"answers: {out} (11 videos, 1 of them unreadable)\n"
+    right = sum(record["top"][0]["class"] == Path(record["path"]).parent.name for record in records[:-1])
+    assert f"{right} of 10 answers are the name of the video's folder" in shown.err
+    assert re.search(r"11 videos in \d+\.\d s, .* reading \d+% of the time of this process, network \d+%", shown.err)
+    assert "1 of 11 videos could not be read" in shown.err
+
+
+def test_an_interrupted_classify_goes_on_where_it_was(video_folder, weights, tmp_path, monkeypatch, capsys):
+    seen = []
+
+    def forward(self, clips):
+        if len(seen) == 4:
+            seen.clear()
+            raise KeyboardInterrupt
+        seen.append(clips)
+        return torch.tensor([[0.5, 0.25, 0.25]]).expand(len(clips), -1)
+
+    monkeypatch.setattr(LitCSN, "forward", forward)
+    out = tmp_path / "answers.csv"
+    command = ["classify", str(video_folder), "--model", str(weights), "--workers", "1", "--output", str(out)]
+    monkeypatch.setattr("lightning_csn.datamodule.MOST_TOGETHER", 1)  # a batch for each video
+    assert main(command) == 130
+    assert "interrupted; the same command goes on with the videos that are left" in capsys.readouterr().err
+    assert not out.exists()
+    assert main([*command, "--top", "1"]) == 2
+    assert "holds answers of another run, which was stopped (there and here): top 5 and 1; " in capsys.readouterr().err
+    assert main(command) == 130  # four more
+    assert main(command) == 0
+    assert len(seen) == 1
+    with out.open(newline="") as file:
+        assert [row["path"] for row in csv.DictReader(file)] == sorted(map(str, video_folder.rglob("*.mp4")))
+    assert list(tmp_path.iterdir()) == [out]
 
 
 # ---------------------------------------------------------------- fit, validate, test, predict
@@ -499,7 +548,9 @@ def test_predict_writes_a_line_per_video(trained, make_video, tmp_path, capsys):
     options = ["--data.num_workers=0", "--data.test_clips=1", "--data.test_crops=1", f"--output={out}"]
     checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
     assert main(["predict", f"--data.root={videos}", checkpoint, *options, *QUIET]) == 0
-    assert f"answers: {out} (3 videos)\n" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert f"answers: {out} (3 videos, 1 of them unreadable)\n" in shown.out
+    assert re.search(r"^3 videos in \d+\.\d s, .* waiting for videos \d+%$", shown.err, re.MULTILINE)
     with out.open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [str(videos / name) for name in ("a.mp4", "b/1.mp4", "c.mp4")]

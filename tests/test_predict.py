@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,7 +13,7 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data.video import VideoError
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
-from lightning_csn.predict import PredictionWriter, choose_device, classify, evaluating, likeliest, plan_timeline, widen
+from lightning_csn.predict import choose_device, classify, evaluating, likeliest, plan_timeline, widen
 
 CLIP = ClipSpec(
     frames=4, step=1, fps=None, short_side=48, crop=48, test_crop=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
@@ -158,18 +156,6 @@ def test_devices_that_are_not_there_are_refused():
     for name in ("abacus", "cuda:77"):
         with pytest.raises(InputError, match=f"device '{name}' cannot be used"):
             choose_device(name)
-
-
-@pytest.mark.parametrize("broken", ["replace", "write_text"])
-def test_answers_that_cannot_be_written_leave_nothing(tmp_path, monkeypatch, broken):
-    def fail(path, *args, **options):
-        path.touch()  # what a full disk leaves
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Path, broken, fail)
-    with pytest.raises(InputError, match=r"a\.csv: the answers cannot be written: No space left on device"):
-        PredictionWriter(tmp_path / "a.csv").on_predict_epoch_end(SimpleNamespace(is_global_zero=True), None)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_card_shows_the_video_from_its_first_frame_to_its_last(model, make_video, tmp_path, read_number):
