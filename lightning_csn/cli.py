@@ -90,6 +90,9 @@ def classify_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default the GPU where there is one")
     parser.add_argument(
+        "--exact", action="store_true", help="run the network as it was trained, and not its quicker form"
+    )
+    parser.add_argument(
         "--workers", type=natural, metavar="N", help="processes that read videos; default one per processor, 8 at most"
     )
     parser.epilog = (
@@ -110,6 +113,7 @@ def run_classify(args: Namespace) -> int:
     # OpenMP's threads would spin while they wait, on processors that the workers need; read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from lightning_csn.answers import Answers
+    from lightning_csn.models.fold import keep_memory
     from lightning_csn.module import LitCSN
     from lightning_csn.predict import choose_device
 
@@ -121,7 +125,9 @@ def run_classify(args: Namespace) -> int:
             f"{DEFAULT_MODEL} only knows eight kinds of motion; "
             f"for the 400 activities of Kinetics: --model {KINETICS_MODEL}"
         )
+    keep_memory()
     model = LitCSN.from_pretrained(args.model).to(device)
+    model.exact = args.exact
     return show_answers(args, model, paths) if answers is None else write_answers(args, model, paths, answers)
 
 
@@ -442,6 +448,7 @@ TRAINER_OPTIONS = (
     ("--trainer.default_root_dir DIR", _ALL, "where runs are kept; default runs"),
     ("--ckpt_path FILE", "fit", "go on with a run: its weights, optimiser and epoch"),
     ("--ckpt_path FILE", "validate test predict", "the network of a run, as DIR/last.ckpt; no --model options needed"),
+    ("--exact", "test predict", "run the network as it was trained, and not its quicker form"),
     ("--output FILE", "predict", "where the answers are written, .csv, .jsonl or .parquet; default predictions.csv"),
     ("--seed_everything N", _ALL, "of everything that is drawn; default 0"),
     ("--config FILE", _ALL, "options from a YAML file; what is typed after it wins"),

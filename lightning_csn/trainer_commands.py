@@ -36,6 +36,7 @@ from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, SharedError, check_number
 from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint
 from lightning_csn.many import PredictionWriter, VideoBar
+from lightning_csn.models.fold import keep_memory
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.scores import ScoresWriter
@@ -144,6 +145,10 @@ class TrainerCommand(LightningCLI):
                 default=SAVE_MINUTES,
                 help="last.ckpt is written after so many minutes too, not only after each epoch and when training is "
                 "stopped: no more is lost where the machine fails.",
+            )
+        if self.command in ("test", "predict"):
+            parser.add_argument(
+                "--exact", action="store_true", help="Run the network as it was trained, and not its quicker form."
             )
         if self.command == "predict":
             parser.add_argument(
@@ -292,6 +297,9 @@ class TrainerCommand(LightningCLI):
 
     def run_command(self) -> None:
         """Call the Trainer's method, and say where things are."""
+        keep_memory()
+        if self.command in ("test", "predict"):
+            self.model.exact = self.config.exact
         method = getattr(self.trainer, self.command)
         options = {"return_predictions": False} if self.command == "predict" else {}
         try:

@@ -9,12 +9,16 @@ import sys
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import nn
 
+from lightning_csn.cli import main
 from lightning_csn.errors import InputError
 from lightning_csn.models import fold as fold_module
 from lightning_csn.models.fold import LAYOUTS, fold
 from lightning_csn.models.network import ARCHITECTURES, create_network
+from lightning_csn.module import LitCSN
+from lightning_csn.trainer_commands import TrainerCommand
 
 needs_packing = pytest.mark.skipif(
     fold_module.cannot_pack("cpu", torch.float32) is not None, reason="not an x86 CPU with oneDNN"
@@ -167,7 +171,7 @@ import resource, torch
 from lightning_csn.models.fold import fold, keep_memory
 from lightning_csn.models.network import create_network
 assert keep_memory()
-form, clip = fold(create_network("ircsn_tiny")), torch.zeros(1, 3, 64, 160, 160)  # the stem's map has 26 MB, a block's 52
+form, clip = fold(create_network("ircsn_tiny")), torch.zeros(1, 3, 64, 160, 160)  # maps of up to 105 MB
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     with torch.inference_mode():
@@ -195,3 +199,30 @@ def test_what_cannot_be_folded_is_refused():
     network.stage2[0].convolve.norm = nn.BatchNorm3d(32, track_running_stats=False)
     with pytest.raises(InputError, match="without running statistics"):
         fold(network)
+
+
+def test_classify_answers_with_the_folded_form_and_exactly_where_asked(monkeypatch, capsys, make_video, tmp_path):
+    path, asked = str(make_video(tmp_path / "a.mp4", frames=9)), []
+    original = LitCSN.inference_network
+    monkeypatch.setattr(LitCSN, "inference_network", lambda self: asked.append(self.exact) or original(self))
+    answers = []
+    for options in ([], ["--exact"]):
+        assert main(["classify", path, "--clips=2", "--json", "--device=cpu", *options]) == 0
+        (video,) = json.loads(capsys.readouterr().out)["videos"]
+        answers.append({one["class"]: one["probability"] for one in video["top"]})
+    assert set(asked) == {False, True}
+    assert answers[0] == pytest.approx(answers[1], abs=1e-5)
+
+
+@pytest.mark.parametrize("command", ["test", "predict"])
+def test_trainer_commands_take_exact(command, monkeypatch, make_video, tmp_path):
+    for name in ("left", "right"):
+        (tmp_path / "videos" / name).mkdir(parents=True)
+        make_video(tmp_path / "videos" / name / "a.mp4", frames=4)
+    ran = []
+    monkeypatch.setattr(Trainer, command, lambda trainer, model, **rest: ran.append(model.exact))
+    monkeypatch.setattr(TrainerCommand, "report_answers", lambda self: None, raising=False)
+    weights = ["--model.pretrained=ircsn_tiny_motion", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    for options in ([], ["--exact"]):
+        assert main([command, f"--data.root={tmp_path / 'videos'}", *weights, *options]) == 0
+    assert ran == [False, True]
