@@ -17,6 +17,7 @@ Shapes: N clips, C channels, T frames, H x W pixels, K classes.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -25,13 +26,14 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
+from lightning_csn.models.checkpoints import Checkpoint, Loaded
 
 if TYPE_CHECKING:
     from lightning_csn.module import LitCSN
@@ -40,7 +42,8 @@ RECORD_KEY = "lightning_csn"  # of the record among an exported file's metadata
 RECORD_FILE = "lightning_csn.json"  # of the record inside a .pt2, which is a zip archive
 INPUT, OUTPUT = "clips", "logits"  # of every exported graph
 DYNAMIC = ("length", "size")  # what a file may leave open, apart from the number of clips
-EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino"}  # which brings what
+# The extra of this package that brings another one.
+EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "int8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,8 +141,8 @@ class NetworkRunner(Runner):
 class ExportRunner(Runner):
     """An exported file. Its kinds say how a prepared batch runs."""
 
-    def __init__(self, source: str, record: ExportRecord, device: torch.device) -> None:
-        self.source = source
+    def __init__(self, path: Path, record: ExportRecord, device: torch.device) -> None:
+        self.path, self.source = path, str(path)
         self.record = record
         self.clip = ClipSpec.from_dict(record.clip)
         self.classes = record.classes
@@ -194,7 +197,7 @@ class OnnxRunner(ExportRunner):
             raise InputError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         record = ExportRecord.from_json(metadata.get(RECORD_KEY), str(path))
-        super().__init__(str(path), record, torch.device("cpu"))  # where batches are made; it moves them itself
+        super().__init__(path, record, torch.device("cpu"))  # where batches are made; it moves them itself
         self.form = f"ONNX Runtime {onnxruntime.__version__}, {record.precision}"
 
     def _run_prepared(self, clips: Tensor) -> Tensor:
@@ -219,7 +222,7 @@ class OpenvinoRunner(ExportRunner):
             raise InputError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
         text = model.get_rt_info([RECORD_KEY]).astype(str) if model.has_rt_info([RECORD_KEY]) else None
         record = ExportRecord.from_json(text, str(path))
-        super().__init__(str(path), record, device)
+        super().__init__(path, record, device)
         self.form = f"OpenVINO {openvino.__version__.split('-')[0]}, {record.precision}"
         options = {
             "INFERENCE_PRECISION_HINT": "f32",  # where the processor has bfloat16 units, OpenVINO would round to that
@@ -238,7 +241,7 @@ class ProgramRunner(ExportRunner):
     def __init__(self, path: Path, device: torch.device) -> None:
         import torch.export
 
-        super().__init__(str(path), ExportRecord.from_json(read_inside(path), str(path)), device)
+        super().__init__(path, ExportRecord.from_json(read_inside(path), str(path)), device)
         try:
             program = torch.export.load(path)
         except (RuntimeError, ValueError, OSError) as error:
@@ -248,6 +251,83 @@ class ProgramRunner(ExportRunner):
 
     def _run_prepared(self, clips: Tensor) -> Tensor:
         return self._module(clips)
+
+
+class ExportedNetwork(nn.Module):
+    """An exported file in the place of a LitCSN's network: pixels, uint8 (N, C, T, H, W), to logits (N, K).
+
+    It has no weights that could be trained. architecture, options and num_classes are those of what was exported.
+    """
+
+    sha256: Tensor
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        super().__init__()
+        runner = load_runner(path)
+        assert isinstance(runner, ExportRunner)
+        self.runner = runner
+        self.record = runner.record
+        self.architecture, self.num_classes = self.record.architecture, self.record.num_classes
+        self.options = {"num_classes": self.num_classes, **self.record.network}
+        digest = hashlib.sha256()
+        for file in (
+            runner.path,
+            *(path for path in [runner.path.with_suffix(".bin")] if runner.path.suffix == ".xml"),
+        ):
+            with file.open("rb") as content:
+                for block in iter(lambda: content.read(1 << 20), b""):
+                    digest.update(block)
+        # A tensor, so that whatever tells networks apart by their tensors tells files apart.
+        self.register_buffer("sha256", torch.tensor(list(digest.digest()), dtype=torch.uint8))
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits, float32 (N, K), on the device of the clips."""
+        return self.runner(clips).to(clips.device)
+
+    def set_grad_checkpointing(self, stages: Sequence[int] = ()) -> None:
+        """For training, which an exported file is not for: InputError for any stages."""
+        if stages:
+            raise InputError(f"{self.runner.source} is an exported file, without layers to checkpoint")
+
+    @property
+    def trunk_options(self) -> dict[str, Any]:
+        """As of the network that was exported."""
+        return dict(self.record.network)
+
+
+def load_exported(
+    path: str | os.PathLike[str],
+    *,
+    num_classes: int | None = None,
+    classes: Sequence[str] | None = None,
+    clip: Mapping[str, Any] | ClipSpec | None = None,
+    **network_options: Any,
+) -> Loaded:
+    """An exported file for LitCSN, as checkpoints.load gives weights.
+
+    Raises InputError for what cannot be changed any more: the head, options of the network, mean and std.
+    """
+    network = ExportedNetwork(path)
+    record = network.record
+    if num_classes not in (None, record.num_classes) or (classes is not None and list(classes) != record.classes):
+        raise InputError(f"{path} is an exported file: its {record.num_classes} classes cannot be changed")
+    if network_options:
+        raise InputError(f"{path} is an exported file: its network has no options ({', '.join(network_options)})")
+    given = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
+    spec = ClipSpec.from_dict(given, base=network.runner.clip)
+    for name in ("mean", "std"):
+        if getattr(spec, name) != getattr(network.runner.clip, name):
+            raise InputError(f"{path} is an exported file: its {name} {record.clip[name]} cannot be changed")
+    checkpoint = Checkpoint(
+        architecture=record.architecture,
+        num_classes=record.num_classes,
+        classes=record.classes,
+        clip=spec.to_dict(),
+        network=record.network,
+        multi_label=record.multi_label,
+        sources=[str(path)],
+    )
+    return Loaded(cast(Any, network), checkpoint)
 
 
 KINDS: Mapping[str, type[OnnxRunner | OpenvinoRunner | ProgramRunner]] = {
