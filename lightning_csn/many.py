@@ -209,6 +209,7 @@ def describe_answers(
     """What the answers for a video depend on, but for the video, as plain values."""
     return {
         "network": hash_weights(model.network),
+        "exact": bool(model.exact),
         "average": model.hparams["average"],
         **{name: model.network.options[name] for name in ("head_pooling", "head_average")},
         "classes": model.classes,

@@ -562,6 +562,34 @@ def test_predict_writes_a_line_per_video(trained, make_video, tmp_path, capsys):
     assert rows[2]["class_1"] == ""
 
 
+def test_an_interrupted_prediction_goes_on_with_the_same_command(trained, video_folder, tmp_path, monkeypatch, capsys):
+    def interrupt(self, batch, batch_idx):
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        seen.extend(batch["videos"].tolist())
+        return step(self, batch, batch_idx)
+
+    step, handler, seen = LitCSN.predict_step, signal.getsignal(signal.SIGINT), []
+    monkeypatch.setattr(LitCSN, "predict_step", interrupt)
+    out = tmp_path / "a.jsonl"
+    options = ["--data.num_workers=0", "--data.test_clips=1", "--data.eval_batch_size=1", f"--output={out}"]
+    command = ["predict", f"--data.root={video_folder}", f"--ckpt_path={trained / 'last.ckpt'}", *options, *QUIET]
+    try:
+        assert main(command) == 130
+    finally:
+        signal.signal(signal.SIGINT, handler)  # Lightning has it ignored for good
+    assert "interrupted; the same command goes on with the videos that are left" in capsys.readouterr().err
+    assert not out.exists()
+    seen.clear()
+    monkeypatch.setattr(
+        LitCSN, "predict_step", lambda self, batch, i: seen.extend(batch["videos"]) or step(self, batch, i)
+    )
+    assert main(command) == 0
+    assert seen == [5, 6, 7, 8]
+    assert "5 of 9 videos are answered already" in capsys.readouterr().err
+    assert len(out.read_text().splitlines()) == 9
+
+
 def test_print_config_prints_what_a_run_would_take(capsys):
     assert main(["fit", "--print_config", "--model.lr=3", "--data.root=videos"]) == 0
     shown = capsys.readouterr().out

@@ -179,6 +179,10 @@ def test_other_views_or_weights_are_other_answers(model):
     about = many.describe_answers(model, clips=10, crops=1, top=5)
     assert json.loads(json.dumps(about)) == about
     assert many.describe_answers(model, clips=9, crops=1, top=5) != about
+    model.exact = True
+    assert many.describe_answers(model, clips=10, crops=1, top=5) != about
+    model.exact = False
+    assert many.describe_answers(model, clips=10, crops=1, top=5) == about
     model.network.get_parameter("head.bias").data += 1
     assert many.describe_answers(model, clips=10, crops=1, top=5) != about
 
