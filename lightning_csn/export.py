@@ -18,6 +18,7 @@ import dataclasses
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -50,11 +51,35 @@ from lightning_csn.runner import (
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
+    from lightning_csn.data.samples import Part, Sample
     from lightning_csn.module import LitCSN
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums may change
 BATCHES = (1, 3)  # clips in the batches that are compared
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """By what a network is brought to 8 bits, and by what that is judged. `read_quantisation` reads it from a data set.
+
+    calibration: clips, uint8 (3, T, H, W), whose activations give the ranges.
+    measured: of each video, a clip and the number of its class, or None where that is not known.
+    max_drop: how many points of top-1 accuracy may be lost on `measured`; where no classes are known, how many percent
+        of the answers may be others.
+    """
+
+    calibration: Sequence[Tensor]
+    measured: Sequence[tuple[Tensor, int | None]]
+    max_drop: float = 5.0
+
+    def inputs(self, record: ExportRecord) -> list[np.ndarray]:
+        """The calibration clips as the graph takes them, one at a time."""
+        spec = ClipSpec.from_dict(record.clip)
+        mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (spec.mean, spec.std))
+        clips = self.calibration
+        normal = clips if record.normalised == "inside" else [(clip.float() / 255 - mean) / std for clip in clips]
+        return [clip[None].numpy() for clip in normal]
 
 
 @dataclass(frozen=True)
@@ -91,6 +116,7 @@ def export(
     dynamic: Sequence[str] = (),
     normalise: str = "outside",
     real: Sequence[Tensor] = (),
+    int8: Quantisation | None = None,
     tell: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Write a model into a file for another runtime, once that gives the model's own logits.
@@ -100,18 +126,22 @@ def export(
     normalise: "outside": the file takes normalised clips, float32, and says in its record how. "inside": it takes
         pixels, uint8.
     real: batches of real clips, uint8 (N, C, T, H, W), to compare on, besides noise and drawn scenes.
+    int8: videos by which weights and activations are brought to 8 bits, and by which that is judged.
     tell: is called with what is done next.
 
     The record of the file says how clips must look, the names of the classes, and how far the logits were apart. Raises
     InputError where the file cannot be written, its runtime is not installed, or the logits differ by more than
-    TOLERANCE of the largest one; then nothing is left behind, and a file that was there before is as it was.
+    TOLERANCE of the largest one (int8: where more is lost than may be); then nothing is left behind, and a file that
+    was there before is as it was.
     """
     out = Path(out).expanduser()
     to = format_of(out, to)
     check_choice("normalise", normalise, ("inside", "outside"))
     for one in dynamic:
         check_choice("each of dynamic", one, DYNAMIC)
-    for package in NEEDED[to]:
+    if int8 is not None and to == "torch-export":
+        raise InputError("int8 is for onnx and openvino, not for torch-export")
+    for package in (*NEEDED[to], *(["nncf"] if int8 is not None else [])):
         need(package, f"to export to {to}")
     record = ExportRecord(
         architecture=model.network.architecture,
@@ -120,6 +150,7 @@ def export(
         multi_label=model.multi_label,
         clip=model.clip.to_dict(),
         normalised=normalise,
+        precision="fp32" if int8 is None else "int8",
         dynamic=free_sizes(model, dynamic),
         network=model.network.trunk_options,
         versions={"lightning_csn": __version__, **versions_of(["torch"])},
@@ -128,16 +159,22 @@ def export(
     program = trace(model, record)
     with beside(out) as folder:
         tell(f"converting it to {to}")
-        versions, save = CONVERTERS[to](program, record)
+        versions, save = CONVERTERS[to](program, record, int8)
         record = dataclasses.replace(record, versions=record.versions | versions)
         save(record, folder / out.name)
-        tell("comparing its logits with the network's")
+        runner = load_runner(folder / out.name, "cpu")
         batches = [*made_clips(record), *real]
-        checked = compare(model, load_runner(folder / out.name, "cpu"), batches)
-        checked["real_clips"] = sum(map(len, real))
+        if int8 is None:
+            tell("comparing its logits with the network's")
+            checked = compare(model, runner, batches) | {"real_clips": sum(map(len, real))}
+        else:
+            tell(f"comparing its answers with the network's on {len(int8.measured)} videos")
+            checked = compare_answers(model, runner, int8)
+        before = runner(batches[0])
         record = dataclasses.replace(record, checked=checked)
-        save(record, folder / out.name)
-        compare(model, load_runner(folder / out.name, "cpu"), batches[:1])  # the file itself, as it will be there
+        save(record, folder / out.name)  # the same, and how it did; loaded once more, as it will be there
+        if not torch.equal(load_runner(folder / out.name, "cpu")(batches[0]), before):
+            raise InputError(f"{out}: saved twice, the file gives two answers; nothing was saved")
     files = sorted((out, out.with_suffix(".bin")) if to == "openvino" else (out,))
     return Exported(files, record)
 
@@ -197,7 +234,9 @@ def trace(model: LitCSN, record: ExportRecord) -> ExportedProgram:
 Save = Callable[[ExportRecord, Path], None]
 
 
-def convert_to_onnx(program: ExportedProgram, record: ExportRecord) -> tuple[dict[str, str], Save]:
+def convert_to_onnx(
+    program: ExportedProgram, record: ExportRecord, int8: Quantisation | None
+) -> tuple[dict[str, str], Save]:
     """Versions of what converts, and what saves an .onnx file with the record among its metadata."""
     import onnx
 
@@ -206,17 +245,20 @@ def convert_to_onnx(program: ExportedProgram, record: ExportRecord) -> tuple[dic
             program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, external_data=False
         )
     assert made is not None
-    model = made.model_proto
+    model = made.model_proto if int8 is None else quantise(made.model_proto, [{INPUT: x} for x in int8.inputs(record)])
     opset = next(one.version for one in model.opset_import if one.domain == "")
 
     def save(record: ExportRecord, path: Path) -> None:
         onnx.helper.set_model_props(model, {RECORD_KEY: record.to_json()})
         onnx.save(model, path)
 
-    return versions_of(["onnx", "onnxscript", "onnxruntime"]) | {"opset": str(opset)}, save
+    packages = ["onnx", "onnxscript", "onnxruntime"] + ["nncf"] * (int8 is not None)
+    return versions_of(packages) | {"opset": str(opset)}, save
 
 
-def convert_to_openvino(program: ExportedProgram, record: ExportRecord) -> tuple[dict[str, str], Save]:
+def convert_to_openvino(
+    program: ExportedProgram, record: ExportRecord, int8: Quantisation | None
+) -> tuple[dict[str, str], Save]:
     """Versions, and what saves an .xml with the record in its runtime information, and its .bin with the weights."""
     import openvino
 
@@ -226,6 +268,8 @@ def convert_to_openvino(program: ExportedProgram, record: ExportRecord) -> tuple
     length = -1 if "length" in record.dynamic else spec.frames
     size = -1 if "size" in record.dynamic else spec.test_crop
     model.reshape([-1, 3, length, size, size])
+    if int8 is not None:
+        model = quantise(model, int8.inputs(record))
     model.input(0).set_names({INPUT})
     model.output(0).set_names({OUTPUT})
 
@@ -233,10 +277,12 @@ def convert_to_openvino(program: ExportedProgram, record: ExportRecord) -> tuple
         model.set_rt_info(record.to_json(), [RECORD_KEY])
         openvino.save_model(model, path, compress_to_fp16=False)
 
-    return versions_of(["openvino"]), save
+    return versions_of(["openvino"] + ["nncf"] * (int8 is not None)), save
 
 
-def convert_to_program(program: ExportedProgram, record: ExportRecord) -> tuple[dict[str, str], Save]:
+def convert_to_program(
+    program: ExportedProgram, record: ExportRecord, int8: Quantisation | None
+) -> tuple[dict[str, str], Save]:
     """No further versions, and what saves a .pt2 file with the record in it."""
 
     def save(record: ExportRecord, path: Path) -> None:
@@ -246,7 +292,17 @@ def convert_to_program(program: ExportedProgram, record: ExportRecord) -> tuple[
     return {}, save
 
 
-CONVERTERS: dict[str, Callable[[ExportedProgram, ExportRecord], tuple[dict[str, str], Save]]] = {
+def quantise(model: Any, inputs: Sequence[Any]) -> Any:
+    """A model of OpenVINO or ONNX with weights and activations of 8 bits, whose ranges are those that `inputs` give."""
+    with quiet(), contextlib.redirect_stdout(sys.stderr):  # its progress bars; stdout is for answers
+        import nncf
+
+        nncf.set_log_level(logging.ERROR)
+        return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), target_device=nncf.TargetDevice.CPU)
+
+
+Convert = Callable[["ExportedProgram", ExportRecord, "Quantisation | None"], tuple[dict[str, str], Save]]
+CONVERTERS: dict[str, Convert] = {
     "onnx": convert_to_onnx,
     "openvino": convert_to_openvino,
     "torch-export": convert_to_program,
@@ -274,7 +330,9 @@ def beside(out: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Without what exporters say of their own inside, to whoever cannot change it."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "nncf")]
+    loggers = [
+        logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir", "torch.utils")
+    ]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
@@ -335,7 +393,73 @@ def compare(model: LitCSN, runner: Runner, batches: Iterable[Tensor]) -> dict[st
     return {"clips": clips, "largest_difference": largest, "tolerance": TOLERANCE}
 
 
-def read_clips_of(path: str | os.PathLike[str], spec: ClipSpec, *, count: int = 2) -> Tensor:
+def compare_answers(model: LitCSN, runner: Runner, int8: Quantisation) -> dict[str, Any]:
+    """What 8 bits cost: in percent of videos, the top-1 accuracy of both, and how many answers are the same.
+
+    Raises InputError where that is more than int8.max_drop.
+    """
+    answers = []
+    for clip, label in int8.measured:
+        with torch.inference_mode():
+            logits = model.network(model.normalise(clip[None].to(model.device)))[0]
+        answers.append((int(logits.argmax()), int(runner(clip[None])[0].argmax()), label))
+    known = [(mine, its, label) for mine, its, label in answers if label is not None]
+
+    def share(right: Sequence[bool]) -> float | None:
+        return round(100 * sum(right) / len(right), 2) if right else None
+
+    checked: dict[str, Any] = {
+        "videos": len(answers),
+        "calibration_videos": len(int8.calibration),
+        "same_answers": share([mine == its for mine, its, _ in answers]),
+        "top1_fp32": share([mine == label for mine, _, label in known]),
+        "top1_int8": share([its == label for _, its, label in known]),
+    }
+    drop = checked["top1_fp32"] - checked["top1_int8"] if known else 100 - checked["same_answers"]
+    if not drop <= int8.max_drop:
+        what = "points of top-1 accuracy" if known else "percent of the answers"
+        raise InputError(
+            f"int8 loses {drop:.1f} {what} on {len(answers)} videos, where {int8.max_drop:g} may be lost; nothing was "
+            "saved. More videos to calibrate on may help"
+        )
+    return checked
+
+
+CALIBRATION, MEASURED = 128, 200  # videos at most
+
+
+def read_quantisation(root: str, spec: ClipSpec, classes: Sequence[str] | None, max_drop: float = 5.0) -> Quantisation:
+    """Clips of a data set: those of "train" to calibrate on, those of "test" or "val" to judge by; else half and half.
+
+    The middle clip of each video, of CALIBRATION and MEASURED videos spread over the split. Videos that cannot be read
+    are left out. Labels are known if all classes of the data set are of `classes`. InputError for fewer than two videos
+    in either part.
+    """
+    from lightning_csn.data.annotations import find_samples
+    from lightning_csn.data.video import VideoError
+
+    found = find_samples(root)
+    first = found.samples.get("train") or found.samples.get("all", [])
+    second = found.samples.get("test") or found.samples.get("val") or []
+    if not second:
+        first, second = first[::2], first[1::2]
+    numbers = {name: number for number, name in enumerate(classes or [])}
+    known = not found.multi_label and all(name in numbers for name in found.classes)
+
+    def read(samples: Sequence[Sample], most: int) -> list[tuple[Tensor, int | None]]:
+        clips: list[tuple[Tensor, int | None]] = []
+        for sample in samples[:: -(-len(samples) // most) or 1]:
+            label = numbers[found.classes[sample.label]] if known and isinstance(sample.label, int) else None
+            with contextlib.suppress(VideoError):
+                clips.append((read_clips_of(sample.path, spec, count=1, part=sample.part)[0], label))
+        if len(clips) < 2:
+            raise InputError(f"{root}: int8 needs two videos or more to calibrate on, and two to be judged by")
+        return clips
+
+    return Quantisation([clip for clip, _ in read(first, CALIBRATION)], read(second, MEASURED), max_drop)
+
+
+def read_clips_of(path: str | os.PathLike[str], spec: ClipSpec, *, count: int = 2, part: Part | None = None) -> Tensor:
     """Clips of a video as `classify` looks at them, uint8 (count, 3, T, H, W). VideoError where it cannot be read."""
     from lightning_csn.data.dataset import frame_numbers, read_views
     from lightning_csn.data.reading import open_video
@@ -343,6 +467,6 @@ def read_clips_of(path: str | os.PathLike[str], spec: ClipSpec, *, count: int = 
     from lightning_csn.data.sampling import spread_clips
 
     with open_video(path) as video:
-        numbers = frame_numbers(video, Sample(os.fspath(path), -1, 0), spec.fps)
+        numbers = frame_numbers(video, Sample(os.fspath(path), -1, 0, part), spec.fps)
         picks = spread_clips(len(numbers), length=spec.frames, step=spec.step, count=count)
         return read_views(video, [[numbers[i] for i in pick] for pick in picks], spec, crops=1)

@@ -121,21 +121,19 @@ class Runner:
 
 
 class NetworkRunner(Runner):
-    """A model of PyTorch as it is now, on the device where it is: folded, or with `exact` in the trained form."""
+    """A model of PyTorch as it is now, on the device where it is: in its quickest form, or with `exact` as trained."""
 
     def __init__(self, model: LitCSN, source: str = "model", *, exact: bool = False) -> None:
-        from lightning_csn.models.fold import fold  # here, so that an exported file needs nothing of the networks
-
         self.source = source
         self.clip, self.classes = model.clip, model.classes
         self.num_classes, self.multi_label = model.num_classes, model.multi_label
         self.device = model.device
         self.form = f"PyTorch {torch.__version__}" + (", exact" if exact else "")
-        self._model = model.eval()
-        self._network = model.network if exact else fold(model.network)
+        self._model, self._exact = model.eval(), exact
 
     def _run(self, clips: Tensor) -> Tensor:
-        return self._network(self._model.normalise(clips.to(self.device)))
+        network = self._model.network if self._exact else self._model.inference_network()
+        return network(self._model.normalise(clips.to(self.device)))
 
 
 class ExportRunner(Runner):

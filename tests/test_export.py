@@ -5,21 +5,44 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import lightning as L
 import pytest
 import torch
 from torch import nn
 
 from lightning_csn import export as exporting
 from lightning_csn.clip import ClipSpec
+from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
-from lightning_csn.export import CONVERTERS, ENDINGS, TOLERANCE, compare, export, format_of, free_sizes, made_clips
+from lightning_csn.export import (
+    CONVERTERS,
+    ENDINGS,
+    TOLERANCE,
+    Quantisation,
+    compare,
+    compare_answers,
+    export,
+    format_of,
+    free_sizes,
+    made_clips,
+    read_quantisation,
+)
 from lightning_csn.export_model import as_text, export_options, run_export
 from lightning_csn.models.network import ARCHITECTURES, Architecture, Simple, full
 from lightning_csn.module import LitCSN
-from lightning_csn.runner import load_runner
+from lightning_csn.predict import classify
+from lightning_csn.runner import ExportedNetwork, load_runner
+from lightning_csn.scores import hash_weights
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+]
 
 CLIP = ClipSpec(
     frames=4, step=1, fps=None, short_side=48, crop=32, test_crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
@@ -167,10 +190,10 @@ def test_a_window_needs_room_where_sizes_are_free():
 def broken(monkeypatch):
     """A conversion that makes another network: every logit a little larger."""
 
-    def convert(program, record):
+    def convert(program, record, int8):
         head = next(value for name, value in program.state_dict.items() if name.endswith("head.bias"))
         head += 1e-2
-        return CONVERTERS["torch-export"](program, record)
+        return CONVERTERS["torch-export"](program, record, int8)
 
     monkeypatch.setattr(exporting, "CONVERTERS", {"torch-export": convert})
 
@@ -195,7 +218,7 @@ def test_real_clips_are_compared_too(tmp_path):
 
     def watched(model, runner, batches):
         shown.append([tuple(batch.shape) for batch in batches])
-        return {}
+        return {"clips": 0}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(exporting, "compare", watched)
@@ -239,6 +262,139 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"model\.pt2 cannot be written: .*nothing was saved"):
         export(make_model(), tmp_path / "file" / "model.pt2")
+
+
+# ---------------------------------------------------------------- 8 bits
+
+
+class Answers:
+    """A runner that gives the model's logits, but for the clips of these numbers."""
+
+    def __init__(self, model, wrong):
+        self.model, self.wrong, self.number = model, wrong, -1
+
+    def __call__(self, clips):
+        self.number += 1
+        logits = logits_of(self.model, clips)
+        return -logits if self.number in self.wrong else logits
+
+
+@pytest.mark.parametrize(
+    ("labelled", "wrong", "allowed", "expected"),
+    [
+        (True, [], 0, {"same_answers": 100, "top1_fp32": 75, "top1_int8": 75}),
+        (True, [0], 25, {"same_answers": 75, "top1_fp32": 75, "top1_int8": 50}),
+        (True, [3], 0, {"same_answers": 75, "top1_fp32": 75}),  # the wrong answer becomes another one
+        (False, [0], 25, {"same_answers": 75, "top1_fp32": None, "top1_int8": None}),
+        (
+            True,
+            [0],
+            24,
+            "int8 loses 25.0 points of top-1 accuracy on 4 videos, where 24 may be lost; nothing was saved",
+        ),
+        (False, [0, 1], 49, "int8 loses 50.0 percent of the answers"),
+    ],
+)
+def test_what_8_bits_cost_is_counted_and_limited(labelled, wrong, allowed, expected):
+    model = make_model()
+    clips = [pixels(3, 4, 32, 32) for _ in range(4)]
+    right = int(logits_of(model, clips[0][None]).argmax())
+    labels = [right, right, right, (right + 1) % 3] if labelled else [None] * 4
+    int8 = Quantisation([clips[0]], list(zip(clips, labels, strict=True)), max_drop=allowed)
+    if isinstance(expected, str):
+        with pytest.raises(InputError, match=expected):
+            compare_answers(model, Answers(model, wrong), int8)
+    else:
+        found = compare_answers(model, Answers(model, wrong), int8)
+        assert {name: found[name] for name in expected} == expected
+
+
+def test_videos_to_calibrate_on_and_to_judge_by_are_not_the_same(video_folder, split_folder):
+    int8 = read_quantisation(str(video_folder), CLIP, CLASSES)
+    assert (len(int8.calibration), len(int8.measured)) == (5, 4)  # nine videos without splits
+    assert {label for _, label in int8.measured} == {0, 1, 2}
+    int8 = read_quantisation(str(split_folder), CLIP, ["other", "classes"])
+    assert (len(int8.calibration), len(int8.measured)) == (12, 9)  # train and test
+    assert {label for _, label in int8.measured} == {None}
+
+
+def test_calibration_clips_are_as_the_graph_takes_them():
+    clip = pixels(3, 4, 32, 32)
+    record = exporting.ExportRecord(architecture="", num_classes=3, clip=CLIP.to_dict(), normalised="inside")
+    assert (Quantisation([clip], []).inputs(record)[0] == clip[None].numpy()).all()
+    outside = Quantisation([clip], []).inputs(dataclasses.replace(record, normalised="outside"))[0]
+    assert torch.allclose(torch.from_numpy(outside), make_model().normalise(clip[None]), atol=1e-6)
+
+
+def test_8_bits_are_not_for_torch_export(tmp_path):
+    with pytest.raises(InputError, match="int8 is for onnx and openvino"):
+        export(make_model(), tmp_path / "model.pt2", int8=Quantisation([], []))
+
+
+@pytest.mark.skipif(find_spec("nncf") is None or not has("openvino"), reason="nncf is not installed")
+def test_a_file_of_8_bits_answers_nearly_the_same(tmp_path):
+    model = make_model()
+    clips = [pixels(3, 4, 32, 32) for _ in range(2)]
+    int8 = Quantisation(clips, [(clip, None) for clip in clips])
+    written = export(model, tmp_path / "model.xml", int8=int8)
+    assert written.record.precision == "int8"
+    assert written.record.checked["same_answers"] == 100
+    found, expected = load_runner(tmp_path / "model.xml")(clips[0][None]), logits_of(model, clips[0][None])
+    assert 0 < (found - expected).abs().max() < 0.2 * expected.abs().max()
+
+
+# ---------------------------------------------------------------- in the place of weights
+
+
+def test_a_file_takes_the_place_of_weights(exported, make_video, tmp_path):
+    model, written = exported
+    video = make_video(tmp_path / "a.mp4", frames=9)
+    mine, its = classify(model, video, clips=2), classify(LitCSN.from_pretrained(runs(written)), video, clips=2)
+    assert [name for name, _ in its.top] == [name for name, _ in mine.top]
+    assert [share for _, share in its.top] == pytest.approx([share for _, share in mine.top], abs=1e-4)
+
+
+def test_a_test_gives_the_same_figures(exported, split_folder):
+    model, written = exported
+    figures = []
+    for one in (model, LitCSN.from_pretrained(runs(written))):
+        data = VideoDataModule(split_folder, clip=CLIP, num_workers=0, test_clips=2, test_crops=1)
+        trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+        figures += trainer.test(one, data, verbose=False)
+    assert figures[0] == pytest.approx(figures[1], abs=1e-4)
+    assert figures[1]["test_videos"] == 9
+
+
+def test_a_file_is_not_for_training_nor_for_other_classes(exported, split_folder, tmp_path):
+    path = runs(exported[1])
+    model = LitCSN.from_pretrained(path)
+    with pytest.raises(InputError, match="exported file, which cannot be trained further"):
+        model.setup("fit")
+    with pytest.raises(InputError, match="is an exported file; copy that"):
+        model.save_pretrained(tmp_path / "mine")
+    for options in ({"num_classes": 5}, {"classes": ["a", "b", "c"]}):
+        with pytest.raises(InputError, match="its 3 classes cannot be changed"):
+            LitCSN.from_pretrained(path, **options)
+    with pytest.raises(InputError, match=r"its network has no options \(dropout\)"):
+        LitCSN.from_pretrained(path, network={"dropout": 0.5})
+    with pytest.raises(InputError, match=r"its mean \[0.5, 0.4, 0.3\] cannot be changed"):
+        LitCSN.from_pretrained(path, clip={"mean": [0, 0, 0]})
+    with pytest.raises(InputError, match="without layers to checkpoint"):
+        LitCSN.from_pretrained(path, checkpointing=[1])
+    assert LitCSN.from_pretrained(path, clip={"step": 2}).clip.step == 2
+
+
+def test_files_of_other_weights_are_told_apart(exported, tmp_path):
+    _, written = exported
+    mine = hash_weights(LitCSN.from_pretrained(runs(written)).network)
+    copies = [shutil.copy(file, tmp_path) for file in written.files]
+    assert hash_weights(ExportedNetwork(tmp_path / runs(written).name)) == mine
+    assert len(copies) == len(written.files)
+    other = make_model()
+    with torch.no_grad():
+        other.network.head.bias += 1
+    export(other, tmp_path / runs(written).name)
+    assert hash_weights(ExportedNetwork(tmp_path / runs(written).name)) != mine
 
 
 # ---------------------------------------------------------------- the command
