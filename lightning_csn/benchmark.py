@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+    from lightning_csn.models.network import ResNet3D
     from lightning_csn.models.roofline import Layer
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -39,6 +40,7 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 NUM_CLASSES = 400
 MOST_ELEMENTS = 10**12  # of a batch; more fits nowhere
 WARM_UP = 3  # steps before anything is timed: buffers of the optimiser, choice of algorithms
+FORMS = ("folded", "compiled", "bf16", "onnxruntime", "openvino")  # of a network that only answers
 BACKWARD = 2  # the way back costs about twice the forward pass, in bytes and in operations
 
 
@@ -59,6 +61,7 @@ class Settings:
     steps: int
     repeats: int
     device: str
+    forms: tuple[str, ...] = ()
 
     @property
     def element_bytes(self) -> int:
@@ -76,6 +79,7 @@ class Way:
     compile: str | None = None
     cuda_graphs: bool = False
     checkpointing: tuple[int, ...] = ()
+    form: str = "trained"
 
     @property
     def replays(self) -> bool:
@@ -122,6 +126,12 @@ def train_options(parser: ArgumentParser) -> None:
 def infer_options(parser: ArgumentParser) -> None:
     """Options of `benchmark infer`."""
     common_options(parser)
+    parser.add_argument(
+        "--forms",
+        nargs="*",
+        choices=FORMS,
+        help="quicker forms to measure in the same run; default all that are installed, on a CPU in fp32",
+    )
     parser.epilog = EPILOGS["infer"]
 
 
@@ -184,6 +194,12 @@ EPILOGS = {
         "  lightning-csn benchmark train --device cpu --architecture ircsn_50 --clip 8x112x112 --batch 2"
     ),
     "infer": (
+        "Ours is the network as it was trained; folded is what classify, test and predict run on a CPU, compiled the\n"
+        "same under torch.compile with its weights frozen, bf16 the same in 16 bits. ONNX Runtime and OpenVINO run\n"
+        "what 'lightning-csn export' writes; they take pixels, and to normalise them (a small part) is in their time.\n"
+        "X PLAIN: how many times as fast as the contiguous plain network. On a CPU the floor's matrix product is\n"
+        "PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to pass, as the commands do, and\n"
+        "the plain networks give it back, as programs do that do not ask for more.\n\n"
         "examples:\n"
         "  lightning-csn benchmark infer --architecture ircsn_50 --batch 1 --device cpu --clip 16x112x112 --repeats 3"
     ),
@@ -255,8 +271,31 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         steps=args.steps,
         repeats=args.repeats,
         device=str(device),
+        forms=forms_of(args, device, precision) if args.kind == "infer" else (),
     )
     return settings, device
+
+
+def forms_of(args: Namespace, device: torch.device, precision: str) -> tuple[str, ...]:
+    """The quicker forms to measure; InputError for one that cannot be."""
+    from importlib.util import find_spec
+
+    needs = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+    suits = device.type == "cpu" and precision == "fp32"
+    square = args.clip[1] == args.clip[2]
+    reasons = dict.fromkeys(FORMS, None if suits else "they are measured on a CPU in fp32")
+    for name, packages in needs.items():
+        missing = [package for package in packages if not find_spec(package)]
+        if suits and (missing or not square):
+            reasons[name] = (
+                f"{', '.join(missing)} is not installed" if missing else "files are exported for square clips"
+            )
+    if args.forms is None:
+        return tuple(name for name in FORMS if reasons[name] is None)
+    for name in args.forms:
+        if reasons[name] is not None:
+            raise InputError(f"--forms {name}: {reasons[name]}")
+    return tuple(name for name in FORMS if name in args.forms)
 
 
 def run_benchmark(args: Namespace) -> int:
@@ -375,12 +414,33 @@ def measure_rates(settings: Settings, device: torch.device, *, copied: int, side
     target.copy_(source)  # pages are mapped and libraries loaded before anything is timed
     copy = [seconds_of(lambda: target.copy_(source), device, 3) for _ in range(settings.repeats)]
     left, right = torch.randn(2, side, side, device=device).to(dtype).unbind()
-    left @ right
-    product = [seconds_of(lambda: left @ right, device, 3) for _ in range(settings.repeats)]
+    products: list[Callable[[], Tensor]] = [lambda: left @ right]
+    if device.type == "cpu" and settings.precision == "fp32":
+        products += packed_product(side)
+    medians = []
+    for product in products:
+        product()
+        medians.append(statistics.median(seconds_of(product, device, 3) for _ in range(settings.repeats)))
     return {
         "copy_bytes_per_second": 2 * copied / statistics.median(copy),
-        "matrix_flops_per_second": 2 * side**3 / statistics.median(product),
+        "matrix_flops_per_second": 2 * side**3 / min(medians),
     }
+
+
+def packed_product(side: int) -> list[Callable[[], Tensor]]:
+    """The same square product as a 1x1x1 convolution by oneDNN, which on some CPUs is twice as fast; none elsewhere."""
+    import torch
+    from torch import nn
+
+    from lightning_csn.models.fold import PackedConvolution, cannot_pack
+
+    if cannot_pack("cpu", torch.float32) is not None:
+        return []
+    form = torch.channels_last_3d
+    weight = torch.randn(side, side, 1, 1, 1)
+    product = PackedConvolution(weight, torch.zeros(side), nn.Conv3d(side, side, 1), relu=False)
+    x = torch.randn(1, side, 1, side, 1).contiguous(memory_format=form)
+    return [lambda: product(x)]
 
 
 def rates_of(settings: Settings, device: torch.device) -> dict[str, float]:
@@ -447,6 +507,13 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
 
     from lightning_csn.models.depthwise import choose_way
 
+    if way.form in ("folded", "bf16"):
+        from lightning_csn.models.fold import DTYPES, cannot_pack
+
+        packs = cannot_pack(device.type, DTYPES["bf16" if way.form == "bf16" else "fp32"]) is None
+        return "oneDNN, packed" if packs else "nn.Conv3d"
+    if way.form in ("onnxruntime", "openvino"):
+        return way.form
     if not depthwise_layers(settings.architecture, settings.clip):
         return "no depthwise layers"
     dtype = getattr(torch, PRECISIONS[settings.precision])
@@ -476,6 +543,8 @@ def make_step(way: Way, settings: Settings, device: torch.device) -> Callable[[]
     form = torch.channels_last_3d if way.layout == "channels_last" else torch.contiguous_format
     network = create_network(settings.architecture, num_classes=NUM_CLASSES).to(device).to(memory_format=form)
     network.train(training).set_grad_checkpointing(bool(way.checkpointing), stages=way.checkpointing)
+    if way.form != "trained":
+        return answering(way.form, network.eval(), settings)
     clips = torch.randn(settings.batch, 3, *settings.clip).to(device, memory_format=form)
     labels = torch.randint(NUM_CLASSES, (settings.batch,)).to(device)
     run: nn.Module = network
@@ -506,6 +575,57 @@ def make_step(way: Way, settings: Settings, device: torch.device) -> Callable[[]
         return loss.detach()
 
     return recorded(step, device) if way.cuda_graphs else step
+
+
+def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], Tensor]:
+    """A function that runs a pass of one of FORMS, on the CPU."""
+    import torch
+
+    from lightning_csn.models.fold import fold
+
+    clips = torch.randn(settings.batch, 3, *settings.clip)
+    if form in ("onnxruntime", "openvino"):
+        return exported(form, network, settings)
+    if form == "compiled":
+        from torch._inductor import config
+
+        folded = fold(network, layout="channels_last")
+        run = torch.compile(folded, dynamic=False)
+        clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        with config.patch(freezing=True), torch.no_grad():
+            run(clips)
+    else:
+        run = fold(network, dtype="bf16" if form == "bf16" else "fp32")
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return run(clips)
+
+    return forward
+
+
+def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], Tensor]:
+    """A function that runs a pass of an exported file in its runtime."""
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from lightning_csn.clip import ClipSpec
+    from lightning_csn.export import export
+    from lightning_csn.module import SCRATCH_CLIP, LitCSN
+    from lightning_csn.runner import load_runner
+
+    frames, side, _ = settings.clip
+    clip: ClipSpec = replace(SCRATCH_CLIP, frames=frames, short_side=side, crop=side, test_crop=side)
+    model = LitCSN(settings.architecture, num_classes=NUM_CLASSES, clip=clip.to_dict())
+    model.network = network
+    with tempfile.TemporaryDirectory() as folder:
+        to = {"onnxruntime": "onnx", "openvino": "openvino"}[form]
+        written = export(model.eval(), Path(folder) / ("model.onnx" if to == "onnx" else "model.xml"), to=to)
+        runner = load_runner(next(file for file in written.files if file.suffix != ".bin"), "cpu")
+    pixels = torch.randint(256, (settings.batch, 3, *settings.clip)).to(torch.uint8)
+    return lambda: runner(pixels)
 
 
 def recorded(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
@@ -574,7 +694,8 @@ def ways_of(settings: Settings, against: Sequence[str]) -> list[Way]:
     ours = Way(
         "ours", settings.backend, settings.layout, settings.compile, settings.cuda_graphs, settings.checkpointing
     )
-    return [ours] + [Way("plain eager", "reference", layout) for layout in LAYOUTS if "eager" in against]
+    forms = [Way(form, settings.backend, "channels_last", form=form) for form in settings.forms]
+    return [ours, *forms] + [Way("plain eager", "reference", layout) for layout in LAYOUTS if "eager" in against]
 
 
 def measure_network(
@@ -584,6 +705,7 @@ def measure_network(
     import torch
 
     from lightning_csn.models.depthwise import depthwise_backend
+    from lightning_csn.models.fold import keep_memory
 
     torch.compiler.reset()
     rates = rates_of(settings, device)
@@ -595,7 +717,7 @@ def measure_network(
         layout = settings.layout
         times = {}
         for measured, step in ready[1:]:
-            if step is not None:
+            if step is not None and measured.way.name == "plain eager":
                 with depthwise_backend("reference"):
                     times[measured.way.layout] = seconds_of(step, device, 1)
         if times:
@@ -607,6 +729,9 @@ def measure_network(
         for measured, step in ready:
             if step is not None:
                 with expected_failures(measured), depthwise_backend(measured.way.backend):
+                    if settings.forms:
+                        keep_memory(not measured.way.name.startswith("plain"))
+                        step()
                     measured.seconds.append(seconds_of(step, device, settings.steps))
     return report(settings, machine(device), rates, [measured for measured, _ in ready])
 
@@ -634,7 +759,9 @@ def report(
 ) -> dict[str, Any]:
     """Everything as plain values."""
     floor = floor_of(settings, rates)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    contiguous = [each for each in ways if each.way.name == "plain eager" and each.way.layout == "contiguous"]
+    plain_seconds = contiguous[0].median if contiguous and contiguous[0].error is None else None
     for each in ways:
         row = {**asdict(each.way), "checkpointing": list(each.way.checkpointing), "path": each.path}
         row |= {"error": each.error, "peak_memory_bytes": each.memory_bytes, "seconds": each.seconds}
@@ -645,9 +772,10 @@ def report(
                 "share_of_copy": floor["bytes"] / each.median / rates["copy_bytes_per_second"],
                 "share_of_matrix": floor["operations"] / each.median / rates["matrix_flops_per_second"],
                 "times_floor": each.median / floor["seconds"],
+                "times_plain": None if plain_seconds is None else plain_seconds / each.median,
             }
         rows.append(row)
-    ours, ratios = ways[0], {}
+    ours, ratios = next((each for each in ways if each.way.form == "folded"), ways[0]), {}
     for name in ("plain eager", "plain compiled"):
         plain = [each for each in ways if each.way.name == name and each.error is None]
         if plain and ours.error is None:
@@ -658,7 +786,8 @@ def report(
             ratios[name] = {"layout": best.way.layout, "speed": best.median / ours.median, "memory": memory}
     return {
         "benchmark": settings.kind,
-        "settings": {**asdict(settings), "clip": list(settings.clip), "checkpointing": list(settings.checkpointing)},
+        "settings": {**asdict(settings), "clip": list(settings.clip), "checkpointing": list(settings.checkpointing)}
+        | {"forms": list(settings.forms)},
         "machine": where,
         "rates": rates,
         "floor": floor,
@@ -887,21 +1016,33 @@ def ways_text(result: dict[str, Any]) -> list[str]:
     """The table of `measure_network`."""
     from lightning_csn.cli import table
 
-    floor, unit = result["floor"], "step" if result["benchmark"] == "train" else "pass"
+    settings, floor, unit = result["settings"], result["floor"], "step" if result["benchmark"] == "train" else "pass"
     rows = [
-        ("WAY", "PATH", "LAYOUT", "CLIPS/S", f"MS/{unit.upper()}", "X FLOOR", "OF COPY", "OF MATRIX", "PEAK MEMORY")
+        (
+            "WAY",
+            "PATH",
+            "LAYOUT",
+            "CLIPS/S",
+            f"MS/{unit.upper()}",
+            "X PLAIN",
+            "X FLOOR",
+            "OF COPY",
+            "OF MATRIX",
+            "PEAK MEMORY",
+        )
     ]
     for way in result["ways"]:
         name = way["name"] + (", CUDA graph" if way["cuda_graphs"] else "")
         name += f", compiled ({way['compile']})" if way["compile"] and way["name"] == "ours" else ""
         path = "nn.Conv3d" if way["path"] == "reference" else way["path"]
         if way["error"] is not None:
-            rows.append((name, path, way["layout"], "-", "-", "-", "-", "-", way["error"]))
+            rows.append((name, path, way["layout"], "-", "-", "-", "-", "-", "-", way["error"]))
             continue
         numbers = (
             f"{way['clips_per_second']:.2f}",
             f"{way['ms_per_step']:.2f}",
-            f"{way['times_floor']:.1f}",
+            "-" if way["times_plain"] is None else f"{way['times_plain']:.2f}",
+            f"{way['times_floor']:.2f}",
             f"{way['share_of_copy']:.0%}",
             f"{way['share_of_matrix']:.0%}",
             gigabytes(way["peak_memory_bytes"]),
@@ -910,7 +1051,8 @@ def ways_text(result: dict[str, Any]) -> list[str]:
     lines = [f"floor {1e3 * floor['seconds']:.2f} ms a {unit}, counted, at these rates", "", table(rows), ""]
     for name, ratio in result["ratios"].items():
         memory = "" if ratio["memory"] is None else f", {ratio['memory']:.2f} of its peak memory"
-        lines.append(f"ours against {name} ({ratio['layout']}): {ratio['speed']:.2f} times the clips/s{memory}")
+        ours = "folded" if "folded" in settings["forms"] else "ours"
+        lines.append(f"{ours} against {name} ({ratio['layout']}): {ratio['speed']:.2f} times the clips/s{memory}")
     if result["process_peak_memory_bytes"] is not None:
         lines.append(f"peak memory of the process, all ways together: {gigabytes(result['process_peak_memory_bytes'])}")
     return lines

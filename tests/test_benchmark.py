@@ -1,5 +1,6 @@
 """benchmark.py: what it measures and says, on a tiny network; never how long anything took."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -10,8 +11,10 @@ from torch._dynamo.exc import BackendCompilerFailed
 
 from lightning_csn import benchmark
 from lightning_csn.benchmark import largest
-from lightning_csn.cli import main
+from lightning_csn.cli import main, make_parser
+from lightning_csn.errors import InputError
 from lightning_csn.models import depthwise
+from lightning_csn.models.fold import FoldedNetwork, cannot_pack
 
 TINY = ["--device=cpu", "--architecture=ircsn_tiny", "--clip=2x32x32", "--batch=2", "--repeats=2", "--steps=1"]
 
@@ -30,6 +33,8 @@ def rates_of_a_small_copy(monkeypatch):
 
 
 def run_json(capsys, *argv):
+    if argv[0] == "infer" and "--forms" not in argv:
+        argv = (*argv, "--forms")  # none; the default depends on what is installed
     assert main(["benchmark", *argv, *TINY, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
 
@@ -61,6 +66,68 @@ def test_ours_and_the_plain_network_are_measured_in_one_run(kind, capsys):
     ours, *plain = (way["ms_per_step"] for way in result["ways"])
     assert result["ratios"]["plain eager"]["speed"] == pytest.approx(min(plain) / ours)
     assert result["process_peak_memory_bytes"] > 10**8 or sys.platform == "win32"
+
+
+def test_quicker_forms_of_inference_are_measured_in_the_same_run(capsys):
+    result = run_json(capsys, "infer", "--forms", "bf16", "folded", "--against", "eager")
+    assert result["settings"]["forms"] == ["folded", "bf16"]
+    assert [(way["name"], way["form"]) for way in result["ways"][:3]] == [
+        ("ours", "trained"),
+        ("folded", "folded"),
+        ("bf16", "bf16"),
+    ]
+    packs = cannot_pack("cpu", torch.float32) is None
+    assert result["ways"][1]["path"] == ("oneDNN, packed" if packs else "nn.Conv3d")
+    plain = {way["layout"]: way["ms_per_step"] for way in result["ways"][3:]}
+    for way in result["ways"]:
+        assert way["times_plain"] == pytest.approx(plain["contiguous"] / way["ms_per_step"])
+    assert result["ratios"]["plain eager"]["speed"] == pytest.approx(
+        min(plain.values()) / result["ways"][1]["ms_per_step"]
+    )
+    assert main(["benchmark", "infer", *TINY, "--forms", "folded", "--against", "eager"]) == 0
+    assert "folded against plain eager (" in capsys.readouterr().out
+
+
+def test_folded_form_is_compiled_with_its_weights_frozen(capsys, monkeypatch):
+    frozen = []
+
+    def compiled(network, **options):
+        assert isinstance(network, FoldedNetwork)
+        return lambda clips: frozen.append(torch._inductor.config.freezing) or network(clips)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    run_json(capsys, "infer", "--forms", "compiled", "--against")
+    assert frozen[0]  # where it is compiled, at its first call
+
+
+@pytest.mark.parametrize("form", ["onnxruntime", "openvino"])
+def test_exported_files_are_measured_in_their_runtimes(form, capsys):
+    for package in {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}[form]:
+        pytest.importorskip(package)
+    way = run_json(capsys, "infer", "--forms", form, "--against", "--batch=1")["ways"][1]
+    assert (way["name"], way["path"], way["error"]) == (form, form, None)
+
+
+@pytest.mark.parametrize(
+    ("options", "missing", "found"),
+    [
+        ([], (), ["folded", "compiled", "bf16", "onnxruntime", "openvino"]),
+        ([], ("onnx", "openvino"), ["folded", "compiled", "bf16"]),
+        (["--clip=2x32x48"], (), ["folded", "compiled", "bf16"]),
+        (["--precision=bf16"], (), []),
+        (["--forms", "openvino"], ("openvino",), "--forms openvino: openvino is not installed"),
+        (["--forms", "openvino", "--clip=2x32x48"], (), "--forms openvino: files are exported for square clips"),
+        (["--forms", "folded", "--precision=bf16"], (), "--forms folded: they are measured on a CPU in fp32"),
+    ],
+)
+def test_forms_are_those_that_can_run(options, missing, found, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else name)
+    args = make_parser().parse_args(["benchmark", "infer", *TINY, *options])
+    if isinstance(found, str):
+        with pytest.raises(InputError, match=found):
+            benchmark.check(args)
+    else:
+        assert list(benchmark.check(args)[0].forms) == found
 
 
 def test_floor_of_training_is_three_times_that_of_inference(capsys):

@@ -185,20 +185,21 @@ def cannot_pack(device: str, dtype: torch.dtype) -> str | None:
     return None
 
 
-def keep_memory() -> bool:
+def keep_memory(keep: bool = True) -> bool:
     """Let this process keep the memory of large tensors for the next ones; whether that could be done.
 
     The C library (glibc) gives blocks of more than 32 MB back to the system at once, and the system clears them each
-    time they are asked for: a quarter of the time of a 32x224x224 clip. For programs that do little else; what was
-    once needed stays with the process until it ends.
+    time they are asked for: a third of the time of a 32x224x224 clip. For programs that do little else; what was once
+    needed stays with the process until it ends, or until `keep` is false.
     """
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # not in musl
     if mallopt is None:
         return False
+    block = KEPT_BYTES if keep else 2**25  # where glibc's own limit ends that grows with what is freed
     trim_threshold, mmap_threshold = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of malloc.h
-    return bool(mallopt(mmap_threshold, KEPT_BYTES)) and bool(mallopt(trim_threshold, KEPT_BYTES))
+    return bool(mallopt(mmap_threshold, block)) and bool(mallopt(trim_threshold, KEPT_BYTES if keep else 2 * block))
 
 
 def fold_block(block: nn.Module, dtype: torch.dtype, layout: str) -> FoldedBlock:
