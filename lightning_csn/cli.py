@@ -481,7 +481,8 @@ TRAINER_COMMANDS = {
     ),
     "predict": (
         "write the likeliest classes of every video of a data set into a file",
-        "",
+        "While it runs, the answers lie in FILE.parts; the same command goes on with a prediction\n"
+        "that was stopped, on any number of processes.",
         ("lightning-csn predict --data.root my_videos --ckpt_path runs/last.ckpt --output answers.csv",),
     ),
 }

@@ -198,6 +198,8 @@ class VideoDataModule(L.LightningDataModule):
         given = {"train": train_list, "val": val_list, "test": test_list}
         self._lists = {split: os.fspath(path) for split, path in given.items() if path is not None}
         self._predict_list = None if predict_list is None else os.fspath(predict_list)
+        if predict_videos is not None and not predict_videos:
+            raise InputError("predict_videos must name videos, got none")
         self._predict_videos = None if predict_videos is None else [os.fspath(path) for path in predict_videos]
         self._given_clip = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
         self.clip: ClipSpec | None = None  # known in setup, or when a loader is made

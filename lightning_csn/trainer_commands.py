@@ -51,7 +51,8 @@ TRAINER_DEFAULTS = {
 
 # The list file that a command cannot do without, unless it has a folder.
 LISTS = {"fit": "train_list", "validate": "val_list", "test": "test_list", "predict": "predict_list"}
-VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list")  # options of VideoDataModule that name some
+# Options of VideoDataModule that name some videos ...
+VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list", "predict_videos")
 FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps")  # ... and what a test of them needs to know
 
 # Options of LitCSN that are facts about the weights: another value needs other weights.

@@ -610,6 +610,16 @@ def test_predict_takes_every_video_with_or_without_classes(tmp_path, split_folde
     assert model.videos("predict") == [0]
 
 
+def test_videos_to_predict_may_be_named_one_by_one(tmp_path, make_video):
+    paths = [make_video(tmp_path / f"{name}.mp4", frames=3, size=(16, 16)) for name in "ba"]
+    model = Recorder()
+    trainer().predict(model, data(None, predict_videos=[*paths, tmp_path / "none.mp4"]))
+    assert model.videos("predict") == [0, 1]
+    assert [number for number, _ in unreadable(model, "predict")] == [2]
+    with pytest.raises(InputError, match="predict_videos must name videos, got none"):
+        data(None, predict_videos=[])
+
+
 def test_a_video_that_comes_during_a_prediction_moves_no_path(tmp_path, make_video):
     make_video(tmp_path / "b.mp4", frames=3, size=(16, 16))
     module, model = data(tmp_path), Recorder()
