@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING, Any
@@ -65,7 +64,6 @@ def export_options(parser: ArgumentParser) -> None:
         "  lightning-csn export runs/last.ckpt --to openvino model.xml --check holiday.mp4\n"
         "  lightning-csn export ircsn_152_ig65m model.onnx --normalise inside --dynamic length --dynamic size"
     )
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
 
 
 def run_export(args: Namespace) -> int:
