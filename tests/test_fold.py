@@ -86,6 +86,17 @@ def test_options_of_the_network_are_kept(name, options, layout):
     assert_same(network, torch.randn(2, options.get("in_channels", 3), 5, 70, 70), layout=layout)
 
 
+def test_depthwise_layers_give_the_same_by_the_function_that_has_kernels_for_gpus(monkeypatch):
+    form, clip = fold(trained("ipcsn_tiny"), layout="contiguous"), torch.randn(1, 3, 4, 32, 32)
+    expected, ran = form(clip), []
+    for layer in form.modules():
+        if getattr(layer, "depthwise", False):
+            ran.append(layer)
+            monkeypatch.setattr(layer, "_convolve", layer._convolve_depthwise)
+    torch.testing.assert_close(form(clip), expected)
+    assert len(ran) == 4
+
+
 def test_features_and_what_the_head_makes_of_them():
     network = trained("ircsn_tiny")
     form, clip = fold(network), torch.randn(2, 3, 8, 64, 64)

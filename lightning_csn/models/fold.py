@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_csn.errors import InputError, check_choice
-from lightning_csn.models.depthwise import DepthwiseConv3d
+from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_conv3d
 from lightning_csn.models.network import Bottleneck, ResNet3D, Simple, pool_and_classify
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -47,6 +47,7 @@ class FoldedConvolution(nn.Conv3d):
         nn.Module.__init__(self)
         self.weight, self.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
         self.stride, self.padding, self.dilation, self.groups = like.stride, like.padding, like.dilation, like.groups
+        self.depthwise = isinstance(like, DepthwiseConv3d)
         self.relu = relu
 
     def extra_repr(self) -> str:
@@ -55,10 +56,17 @@ class FoldedConvolution(nn.Conv3d):
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """(B, C, T, H, W) -> (B, C', T', H', W'); `other` has the result's shape and may be overwritten."""
-        y = F.conv3d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+        y = self._convolve_depthwise(x) if self.depthwise and x.is_cuda else self._convolve(x)
         if other is not None:
             y = y.add_(other)
         return y.relu_() if self.relu else y
+
+    def _convolve(self, x: Tensor) -> Tensor:
+        return F.conv3d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+    def _convolve_depthwise(self, x: Tensor) -> Tensor:
+        """By the kernels of depthwise.py, for GPUs. Not yet run on one."""
+        return depthwise_conv3d(x, self.weight, self.stride).add_(self.bias.view(-1, 1, 1, 1))  # type: ignore[union-attr]
 
 
 class PackedConvolution(FoldedConvolution):
