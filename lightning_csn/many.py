@@ -236,8 +236,8 @@ def write_answers(
 ) -> Counts:
     """Put what `classify_many` gives into a file, and go on with a run that was stopped; see Answers.
 
-    progress: a bar on stderr, where that is a terminal. check: called with each
-    record of the file, also of those from before. options: of `classify_many`.
+    progress: a bar on stderr, where that is a terminal. check: called with each record of the file, also with those of
+    the run before. options: of `classify_many`.
     """
     samples = [Sample(os.fspath(path), -1, video) for video, path in enumerate(paths)]
     about = describe_answers(model, clips=clips, crops=crops, top=answers.top)

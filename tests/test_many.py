@@ -260,6 +260,22 @@ def test_a_stopped_prediction_goes_on_where_it_was(model, paths, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "whole.jsonl"]
 
 
+@pytest.mark.parametrize("way", ["write_answers", "predict"])
+def test_a_run_that_was_stopped_at_its_very_end_makes_the_file(model, paths, shown, tmp_path, way):
+    readable = paths[:3] + paths[4:]
+    found = Answers(tmp_path / "a.jsonl", top=3)
+    about = many.describe_answers(model, clips=1, crops=1, top=3)
+    records = [{"path": path, "top": [{"class": "waving", "probability": 1.0}], "short": False} for path in readable]
+    found.write(about, records)
+    found.close()
+    if way == "predict":
+        predict(model, readable, tmp_path / "a.jsonl", [VideoBar()])
+    else:
+        write_answers(model, readable, Answers(tmp_path / "a.jsonl", top=3), clips=1, workers=0)
+        assert shown == []
+    assert read(tmp_path / "a.jsonl") == records
+
+
 def test_a_prediction_of_part_of_the_videos_has_lines_for_those(model, paths, tmp_path):
     data = VideoDataModule(predict_videos=paths, num_workers=0, test_clips=1, test_crops=1, eval_batch_size=2)
     trainer = L.Trainer(
