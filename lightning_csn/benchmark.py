@@ -221,7 +221,7 @@ def sizes(text: str) -> tuple[int, int, int]:
 def check(args: Namespace) -> tuple[Settings, torch.device]:
     """The settings and the device, or an InputError that says why they make no sense."""
     from lightning_csn.models.network import ARCHITECTURES, list_networks
-    from lightning_csn.predict import choose_device
+    from lightning_csn.runner import choose_device
 
     device = choose_device(args.device)
     if device.type not in ("cpu", "cuda"):

@@ -25,6 +25,7 @@ from lightning_csn.average import average_options, run_average
 from lightning_csn.benchmark import benchmark_options, run_benchmark
 from lightning_csn.check_data import check_data_options, run_check_data
 from lightning_csn.errors import InputError
+from lightning_csn.export_model import export_options, run_export
 from lightning_csn.pack_data import pack_options, run_pack
 from lightning_csn.split_data import run_split_data, split_data_options
 
@@ -115,7 +116,7 @@ def run_classify(args: Namespace) -> int:
     from lightning_csn.answers import Answers
     from lightning_csn.models.fold import keep_memory
     from lightning_csn.module import LitCSN
-    from lightning_csn.predict import choose_device
+    from lightning_csn.runner import choose_device
 
     device = choose_device(args.device)
     answers = None if args.output is None else Answers(args.output, top=args.top)
@@ -540,6 +541,9 @@ COMMANDS = {
     ),
     "pack": Command("make a data set small and quick to read, in shards for any storage", pack_options, run_pack),
     "average": Command("the figures of a test again, with another mean of its views", average_options, run_average),
+    "export": Command(
+        "write a network as a file for ONNX Runtime, OpenVINO or torch.export", export_options, run_export
+    ),
     "make-motion": Command("make a small labelled video set to try things on", make_motion_options, run_make_motion),
     "benchmark": Command("how fast a network runs here, and how near the floor", benchmark_options, run_benchmark),
 }

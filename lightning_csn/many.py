@@ -147,7 +147,7 @@ def classify_many(
     if workers is None:
         workers = min(MOST_WORKERS, usable_processors())
     data = VideoDataModule(
-        predict_videos=paths,
+        predict_videos=[os.fspath(path) for path in paths],
         clip=model.clip,
         batch_size=views_per_pass,
         num_workers=0 if len(paths) == 1 else min(workers, len(paths)),

@@ -148,16 +148,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def choose_device(name: str) -> torch.device:
-    """The device of this name; "auto" is the first CUDA GPU or else the CPU. InputError if it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch that was built without CUDA
-        raise InputError(f"device {name!r} cannot be used: {str(error).splitlines()[0]}") from error
-
-
 def card(answer: Prediction, truth: str | None = None) -> Card:
     """A card for the contact sheet: frames of the video, the answer, and the class that it should be."""
     with open_video(answer.path) as video:

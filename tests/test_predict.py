@@ -13,7 +13,8 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data.video import VideoError
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
-from lightning_csn.predict import choose_device, classify, evaluating, likeliest, plan_timeline, widen
+from lightning_csn.predict import classify, evaluating, likeliest, plan_timeline, widen
+from lightning_csn.runner import choose_device
 
 CLIP = ClipSpec(
     frames=4, step=1, fps=None, short_side=48, crop=48, test_crop=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)
