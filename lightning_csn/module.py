@@ -12,7 +12,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +39,7 @@ from lightning_csn.metrics import (
 from lightning_csn.models import checkpoints
 from lightning_csn.models.fold import FoldedNetwork, cannot_pack, fold
 from lightning_csn.models.network import ResNet3D, check_options, create_network
+from lightning_csn.optimizer import create_optimizer, create_schedule
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
 
 if TYPE_CHECKING:
@@ -588,87 +588,10 @@ class LitCSN(L.LightningModule):
                 torch.distributed.broadcast(buffer, 0)
 
     def configure_optimizers(self) -> Any:
-        """The optimiser from timm's list, and its learning rate, which changes with every step."""
-        optimizer = self._make_optimizer()
-        self.trainer.fit_loop.setup_data()  # without it, the next lines know the length of an epoch only sometimes
-        steps = self.trainer.estimated_stepping_batches
-        batches = self.trainer.num_training_batches
-        h = self.hparams
-        if h["schedule"] == "cosine" and not 0 < steps < math.inf:
-            raise InputError("schedule 'cosine' needs an end: pass max_epochs or max_steps to the Trainer")
-        if math.isinf(batches) and (h["warmup_epochs"] or h["schedule"] == "steps"):
-            raise InputError("the training data has no length, so that epochs of warm-up or milestones mean nothing")
-        if math.isinf(batches):
-            steps_per_epoch = float(steps if steps > 0 else math.inf)  # one long epoch
-        else:
-            steps_per_epoch = math.ceil(batches / self.trainer.accumulate_grad_batches)
-
-        def factor(step: int) -> float:
-            return rate_factor(
-                step / steps_per_epoch,
-                epochs=steps / steps_per_epoch,
-                schedule=h["schedule"],
-                warmup_epochs=h["warmup_epochs"],
-                warmup_start=h["warmup_start"],
-                milestones=h["milestones"],
-                gamma=h["gamma"],
-            )
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        """The optimiser from timm's list, and its learning rate, which changes with every step (optimizer.py)."""
+        optimizer = create_optimizer(self.network, self.hparams)
+        schedule = create_schedule(optimizer, self.hparams, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        import timm.optim  # takes seconds, and only training needs it
-
-        h = self.hparams
-        name = h["optimizer"].lower()
-        names = [str(known) for known in timm.optim.list_optimizers()]
-        if name.split("_")[-1] not in names:  # what stands before is a wrapper, lookahead_
-            raise InputError(f"no optimiser {name!r}; there are: {', '.join(names)}")
-        options = dict(h["optimizer_options"])
-        if name == "sgd":
-            options.setdefault("nesterov", False)  # timm's sgd has it, the published recipes do not
-        try:
-            return timm.optim.create_optimizer_v2(
-                self.network.parameters() if h["decay_norms"] else self.network,
-                opt=name,
-                lr=h["lr"],
-                weight_decay=h["weight_decay"],
-                momentum=h["momentum"],
-                filter_bias_and_bn=True,  # where it is given the network
-                **options,
-            )
-        except (TypeError, ValueError) as error:  # an option that it does not have, or a value out of its range
-            raise InputError(f"optimizer {name!r} cannot be used with {h['optimizer_options']}: {error}") from error
-
-
-def rate_factor(
-    epoch: float,
-    *,
-    epochs: float,
-    schedule: str,
-    warmup_epochs: float = 0.0,
-    warmup_start: float = 0.1,
-    milestones: Sequence[float] = (),
-    gamma: float = 0.1,
-) -> float:
-    """Share of the highest learning rate at a time `epoch` (0 to `epochs`, fractions too).
-
-    A linear warm-up from `warmup_start`, then half a cosine over what is left, or the steps of `milestones`.
-
-    >>> [rate_factor(epoch, epochs=6, schedule="cosine", warmup_epochs=2) for epoch in (0, 1, 2, 4, 6)]
-    [0.1, 0.55, 1.0, 0.5, 0.0]
-    >>> [rate_factor(epoch, epochs=6, schedule="steps", milestones=[2, 5], gamma=0.5) for epoch in range(6)]
-    [1.0, 1.0, 0.5, 0.5, 0.5, 0.25]
-    """
-    if epoch < warmup_epochs:
-        return warmup_start + (1 - warmup_start) * epoch / warmup_epochs
-    if schedule == "cosine":
-        done = (epoch - warmup_epochs) / (epochs - warmup_epochs) if epochs > warmup_epochs else 1.0
-        return (1 + math.cos(math.pi * min(done, 1.0))) / 2
-    if schedule == "steps":
-        return gamma ** sum(epoch >= milestone for milestone in milestones)
-    return 1.0
 
 
 def read_unreadable(batch: Batch) -> dict[int, tuple[str, bool]]:
