@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
@@ -39,7 +40,7 @@ from lightning_csn.metrics import (
 from lightning_csn.models import checkpoints
 from lightning_csn.models.fold import FoldedNetwork, cannot_pack, fold
 from lightning_csn.models.network import ResNet3D, check_options, create_network
-from lightning_csn.optimizer import create_optimizer, create_schedule
+from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
 
 if TYPE_CHECKING:
@@ -96,13 +97,24 @@ class LitCSN(L.LightningModule):
         network: Further options of the network, such as dropout or drop_path (see create_network).
         optimizer: Name in timm's list of optimisers. sgd is without Nesterov momentum, as in the published recipes.
         lr: Highest learning rate.
+        layer_decay: What lr is multiplied by from each part of the network to the one before it: with 0.5, stage4
+            learns with half of lr, stage3 with a quarter, and the stem with 1/32. BatchNorm's statistics are no
+            matter of learning rates.
+        head_lr: What lr is multiplied by for the head, such as 10 for a new one.
+        stage_lrs: What lr is multiplied by for some of stem, stage1 to stage4, in place of layer_decay, such as
+            {stem: 0} for a stem that stays as it is.
+        lr_batch: Clips of an optimiser step that lr is for. With it, lr is multiplied by the clips that a step has
+            (batch_size x train_clips x devices x accumulated batches) over these, and the log says so. Without it, lr
+            is taken as it is.
         momentum: For the optimisers that have one.
         weight_decay: L2 penalty (sgd) or decoupled decay (adamw).
         decay_norms: Whether BatchNorm and biases decay too, as in the recipes of VMZ, mmaction2 and PyTorchVideo.
         optimizer_options: Further options of the optimiser, such as betas.
-        schedule: cosine (to 0 at the end), steps (times gamma at each of milestones) or constant.
+        schedule: cosine (to lr_end at the end), steps (times gamma at each of milestones) or constant.
+        schedule_interval: When the learning rate changes: after each step, or each epoch.
         warmup_epochs: Length of the linear warm-up; fractions are fine.
         warmup_start: Share of lr that the warm-up begins with.
+        lr_end: Share of lr that schedule cosine ends with.
         milestones: Epochs, counted from the start of training, after which steps multiplies by gamma.
         gamma: Factor of schedule steps.
         label_smoothing: Share of the target that is spread over all classes; with multi_label, over yes and no of
@@ -139,13 +151,19 @@ class LitCSN(L.LightningModule):
         network: dict[str, Any] | None = None,
         optimizer: str = "sgd",
         lr: float = 0.01,
+        layer_decay: float = 1.0,
+        head_lr: float = 1.0,
+        stage_lrs: dict[str, float] | None = None,
+        lr_batch: int | None = None,
         momentum: float = 0.9,
         weight_decay: float = 1e-4,
         decay_norms: bool = True,
         optimizer_options: dict[str, Any] | None = None,
         schedule: str = "cosine",
+        schedule_interval: str = "step",
         warmup_epochs: float = 0.0,
         warmup_start: float = 0.1,
+        lr_end: float = 0.0,
         milestones: Sequence[float] = (),
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
@@ -158,28 +176,31 @@ class LitCSN(L.LightningModule):
         origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        check_choice("schedule", schedule, ("cosine", "steps", "constant"))
         check_choice("average", average, AVERAGES)
-        if schedule == "steps" and not milestones:
-            raise InputError("schedule 'steps' needs milestones: the epochs after which lr is multiplied by gamma")
         check_count("views_per_pass", views_per_pass)
-        for name, value in (
-            ("lr", lr),
-            ("weight_decay", weight_decay),
-            ("warmup_epochs", warmup_epochs),
-            ("gamma", gamma),
-            ("mixup", mixup),
-            ("cutmix", cutmix),
-        ):
-            check_number(name, value, 0)
-        for milestone in milestones:
-            check_number("each of milestones", milestone, 0)
-        for name, share in (
-            ("momentum", momentum),
-            ("warmup_start", warmup_start),
-            ("label_smoothing", label_smoothing),
-        ):
-            check_number(name, share, 0, 1)
+        check_number("mixup", mixup, 0)
+        check_number("cutmix", cutmix, 0)
+        check_number("label_smoothing", label_smoothing, 0, 1)
+        training: dict[str, Any] = {
+            "optimizer": optimizer,
+            "lr": lr,
+            "layer_decay": layer_decay,
+            "head_lr": head_lr,
+            "stage_lrs": dict(stage_lrs or {}),
+            "lr_batch": lr_batch,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "decay_norms": decay_norms,
+            "optimizer_options": optimizer_options or {},
+            "schedule": schedule,
+            "schedule_interval": schedule_interval,
+            "warmup_epochs": warmup_epochs,
+            "warmup_start": warmup_start,
+            "lr_end": lr_end,
+            "milestones": list(milestones),
+            "gamma": gamma,
+        }
+        check_rates(training)
         num_classes = count_classes(num_classes, classes)
         options = check_options(network or {})
 
@@ -225,17 +246,7 @@ class LitCSN(L.LightningModule):
                 pretrained=None,  # the weights are in the checkpoint that these travel with
                 clip=self.clip.to_dict(),
                 network={name: value for name, value in self.network.options.items() if name != "num_classes"},
-                optimizer=optimizer,
-                lr=lr,
-                momentum=momentum,
-                weight_decay=weight_decay,
-                decay_norms=decay_norms,
-                optimizer_options=optimizer_options or {},
-                schedule=schedule,
-                warmup_epochs=warmup_epochs,
-                warmup_start=warmup_start,
-                milestones=list(milestones),
-                gamma=gamma,
+                **training,
                 label_smoothing=label_smoothing,
                 mixup=mixup,
                 cutmix=cutmix,
@@ -561,9 +572,15 @@ class LitCSN(L.LightningModule):
             )
 
     def on_train_start(self) -> None:
-        """From here on the weights are no longer those that were loaded, and a form of them is memory for nothing."""
+        """From here on the weights are no longer those that were loaded, and a form of them is memory for nothing.
+
+        The learning rates begin, or go on, as the training is now.
+        """
         self._as_loaded = False
         self._folded = None
+        for config in self.trainer.lr_scheduler_configs:
+            if isinstance(config.scheduler, RateSchedule):
+                config.scheduler.follow(self.trainer)
 
     def on_test_start(self) -> None:
         """Nothing is left of a test that was interrupted, nor of weights that are no more."""
@@ -587,11 +604,15 @@ class LitCSN(L.LightningModule):
             for buffer in self.network.buffers():
                 torch.distributed.broadcast(buffer, 0)
 
+    def configure_callbacks(self) -> list[Callback]:
+        """None of its own; InputError for callbacks of the Trainer that would not work with this model."""
+        check_callbacks(self.trainer, self.hparams)
+        return []
+
     def configure_optimizers(self) -> Any:
-        """The optimiser from timm's list, and its learning rate, which changes with every step (optimizer.py)."""
-        optimizer = create_optimizer(self.network, self.hparams)
-        schedule = create_schedule(optimizer, self.hparams, self.trainer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        """The optimiser from timm's list, and what sets its learning rates (optimizer.py)."""
+        optimizer, schedule = configure(self.network, self.hparams, self.trainer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": schedule.interval}}
 
 
 def read_unreadable(batch: Batch) -> dict[int, tuple[str, bool]]:

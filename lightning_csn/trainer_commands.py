@@ -65,13 +65,19 @@ DECIDED_BY_VIDEOS = {"classes": ", or give --data.classes for other names or ano
 OPTIMISER = (
     "optimizer",
     "lr",
+    "layer_decay",
+    "head_lr",
+    "stage_lrs",
+    "lr_batch",
     "momentum",
     "weight_decay",
     "decay_norms",
     "optimizer_options",
     "schedule",
+    "schedule_interval",
     "warmup_epochs",
     "warmup_start",
+    "lr_end",
     "milestones",
     "gamma",
 )
@@ -452,7 +458,7 @@ def merge_settings(
             continue
         if name in WEIGHTS and name not in typed and value == defaults.get(name):
             continue
-        before = held.get(name)
+        before = held.get(name, defaults.get(name) if name in OPTIMISER else None)
         if name == "network":
             before = before or {}
             for option, new in value.items():
@@ -463,7 +469,7 @@ def merge_settings(
             merged[name] = {**(before or {}), **value}
         elif name in WEIGHTS and name in held and value != before:
             raise contradiction(name, value, before)
-        elif resume and name in OPTIMISER and name in held and listed(value) != listed(before):
+        elif resume and name in OPTIMISER and listed(value) != listed(before):
             raise InputError(
                 f"--model.{name} {value}: the run to go on with has {name} {before}, and its optimiser goes on as it "
                 "was; to train the weights with other settings start a new run, with --model.pretrained in place of "

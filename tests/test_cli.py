@@ -20,9 +20,11 @@ import torch
 from lightning_csn import cli
 from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main
 from lightning_csn.clip import ClipSpec
+from lightning_csn.errors import InputError
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
+from lightning_csn.trainer_commands import merge_settings
 
 CLASSES = ["clapping", "jumping", "waving"]
 CLIP = ClipSpec(
@@ -669,6 +671,11 @@ def test_resuming_refuses_settings_that_the_optimiser_would_ignore(trained, spli
     checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
     assert main(["fit", f"--data.root={split_folder}", checkpoint, "--model.lr=1", *QUIET]) == 2
     assert "the run to go on with has lr 0.125, and its optimiser goes on as it was" in capsys.readouterr().err
+    options = {"resume": True, "defaults": {"layer_decay": 1.0, "lr_end": 0.0}, "typed": {"layer_decay", "lr_end"}}
+    before = {"lr": 0.125}  # of a version that did not know the others
+    assert merge_settings(before, {"layer_decay": 1.0, "lr_end": 0.0}, **options)["layer_decay"] == 1
+    with pytest.raises(InputError, match=r"layer_decay 0.5: the run to go on with has layer_decay 1.0"):
+        merge_settings(before, {"layer_decay": 0.5}, **options)
 
 
 def test_a_run_is_resumed_with_the_options_that_it_saved(split_folder, tmp_path):
