@@ -25,6 +25,7 @@ import os
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -36,6 +37,8 @@ from lightning_csn.errors import InputError
 from lightning_csn.models.checkpoints import Checkpoint, Loaded
 
 if TYPE_CHECKING:
+    import openvino
+
     from lightning_csn.module import LitCSN
 
 RECORD_KEY = "lightning_csn"  # of the record among an exported file's metadata
@@ -202,6 +205,19 @@ class OnnxRunner(ExportRunner):
         return torch.from_numpy(self._session.run([OUTPUT], {INPUT: clips.numpy()})[0])
 
 
+@cache
+def openvino_core() -> openvino.Core:
+    """The one for this process.
+
+    Each Core that runs something on a CPU puts a stack of its own in place for signals, and the former one back at its
+    end. Where the first of two ends before the second, what is put back is no more, and the next signal, such as that
+    of a child process that has ended, is the end of the process (OpenVINO 2026.4).
+    """
+    import openvino
+
+    return openvino.Core()
+
+
 class OpenvinoRunner(ExportRunner):
     """model.xml and model.bin, by OpenVINO on the CPU."""
 
@@ -213,7 +229,7 @@ class OpenvinoRunner(ExportRunner):
             raise InputError(f"{path}: OpenVINO runs here on the cpu, not on {device.type}")
         if not path.with_suffix(".bin").is_file():
             raise InputError(f"{path}: {path.with_suffix('.bin').name} with the weights is not beside it")
-        core = openvino.Core()
+        core = openvino_core()
         try:
             model = core.read_model(path)
         except RuntimeError as error:

@@ -422,6 +422,25 @@ def test_an_exported_file_cannot_be_exported(tmp_path):
         command("model.onnx", tmp_path / "model.xml")
 
 
+@pytest.mark.skipif(not has("openvino"), reason="openvino is not installed")
+def test_signals_are_heard_after_two_files_were_let_go(tmp_path):
+    """In the order in which they were loaded: OpenVINO leaves a stack for signals that is no more."""
+    export(make_model(), tmp_path / "model.xml")
+    code = (
+        "import gc, os, signal\n"
+        "from lightning_csn.runner import load_runner\n"
+        f"runners = [load_runner({str(tmp_path / 'model.xml')!r}) for _ in range(2)]\n"
+        "while runners:\n"
+        "    del runners[0]\n"
+        "    gc.collect()\n"
+        "signal.signal(signal.SIGUSR1, lambda *_: print('heard'))\n"
+        "os.kill(os.getpid(), signal.SIGUSR1)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout.strip() == "heard"
+
+
 def test_a_file_runs_without_the_network(tmp_path):
     export(make_model(), tmp_path / "model.pt2")
     code = (

@@ -109,7 +109,8 @@ def items_of(collection, split, train=False):
 def assert_same(item, other):
     assert item.keys() == other.keys()
     for key in item.keys() - {"seconds"}:
-        assert torch.equal(item[key], other[key]) if isinstance(item[key], torch.Tensor) else item[key] == other[key], key
+        mine, its = item[key], other[key]
+        assert torch.equal(mine, its) if isinstance(mine, torch.Tensor) else mine == its, key
 
 
 @pytest.mark.parametrize(
