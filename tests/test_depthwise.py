@@ -103,9 +103,34 @@ def test_kernels_agree_with_the_definition(shape, stride, dtype, last):
 
 
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize(("shape", "stride", "dtype"), [case for case in CASES if case[2] in (F64, F32)])
+@pytest.mark.parametrize(
+    ("shape", "stride", "dtype"),
+    [case for case in CASES if case[2] != F16] + [((2, 32, 5, 6, 7), 1, F32), ((3, 16, 4, 5, 6), (1, 2, 2), F32)],
+)
 def test_taps_agree_with_the_definition(shape, stride, dtype, last):
     compare(shape, stride, dtype, last, "taps")
+
+
+@pytest.mark.parametrize("stride", [1, (2, 1, 2)])
+def test_taps_have_gradients_of_gradients(stride):
+    with depthwise_backend("taps"):
+        assert gradgradcheck(lambda x, weight: depthwise_conv3d(x, weight, stride), make((2, 2, 3, 3, 2)))
+
+
+@pytest.mark.skipif(not depthwise.onednn(), reason="oneDNN on an x86 CPU")
+@pytest.mark.parametrize(("dtype", "quick"), [(F32, True), (BF16, True), (F64, False)])
+def test_a_cpu_learns_by_taps_and_answers_by_the_definition(dtype, quick):
+    x, weight = (tensor.detach().cpu() for tensor in make((1, 2, 2, 3, 3), dtype))
+    assert depthwise_conv3d(x, weight.requires_grad_()).grad_fn.name().startswith("Generated") == quick
+    with torch.no_grad():
+        assert not ran_operator(lambda: depthwise_conv3d(x, weight))
+    assert not ran_operator(lambda: depthwise_conv3d(x, weight.detach()))
+
+
+def ran_operator(function):
+    with torch.profiler.profile() as profile:
+        function()
+    return any(event.name.startswith("lightning_csn") for event in profile.events())
 
 
 CSN = [  # of a 32x224x224 clip
@@ -319,7 +344,7 @@ def test_compiled_function_follows_the_backend():
     assert ran == [True, False]
 
 
-@pytest.mark.parametrize(("way", "ours"), [("triton", True), ("reference", False)])
+@pytest.mark.parametrize(("way", "ours"), [("triton", True), ("reference", False), ("auto", DEVICE != "cpu")])
 def test_exported_network_holds_the_operator_or_the_definition(way, ours):
     network = create_network("ircsn_tiny", num_classes=2).to(DEVICE).eval()
     clip = torch.randn(1, 3, 2, 32, 32, device=DEVICE)
