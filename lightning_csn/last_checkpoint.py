@@ -22,7 +22,36 @@ from lightning_csn.errors import SharedError
 SAVE_MINUTES = 15.0  # of training, that are lost at most where a run is killed
 
 
-class LastCheckpoint(ModelCheckpoint):
+class WholeCheckpoint(ModelCheckpoint):
+    """A ModelCheckpoint whose files are there as a whole or not at all, and only once, however often a run is killed.
+
+    A run that was killed after it had saved a checkpoint and goes on from before that replaces it by the same one.
+    """
+
+    def __init__(self, folder: str | None = None, **options: Any) -> None:
+        super().__init__(folder, enable_version_counter=False, **options)
+
+    @property
+    def state_key(self) -> str:
+        """That of ModelCheckpoint, as checkpoints have it that were written before there was this class."""
+        return super().state_key.replace(WholeCheckpoint.__qualname__, ModelCheckpoint.__qualname__, 1)
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        """As ModelCheckpoint, but beside its place, then renamed: Lightning writes into the system's temporary folder,
+        from which, on another disk, a file is copied over the one that is there.
+        """
+        part = filepath if "://" in filepath else f"{filepath}.part"
+        super()._save_checkpoint(trainer, part)
+        if part != filepath and trainer.is_global_zero:
+            if os.path.isdir(filepath):  # sharded
+                shutil.rmtree(filepath)
+            elif os.path.isfile(part):
+                write_through(part)
+            os.replace(part, filepath)
+        self._last_checkpoint_saved = filepath
+
+
+class LastCheckpoint(WholeCheckpoint):
     """Keeps the newest state of a run as last.ckpt in its folder, and that of the newest run as DIR/last.ckpt.
 
     It is written after every epoch, before every validation, after so many `minutes` within an epoch, and when training
@@ -38,7 +67,7 @@ class LastCheckpoint(ModelCheckpoint):
     """
 
     def __init__(self, folder: str | None = None, *, minutes: float = SAVE_MINUTES) -> None:
-        super().__init__(folder, filename="last", enable_version_counter=False)
+        super().__init__(folder, filename="last", save_on_train_epoch_end=True)
         self.minutes = minutes
         self.asked: int | None = None  # the signal that asked the run to stop
         self._written = time.monotonic()
@@ -46,6 +75,8 @@ class LastCheckpoint(ModelCheckpoint):
         self._waiting = False  # for data: everything that was learned is whole
         self._whole = True  # no step of the optimiser is half done, nor has one a part of its batches
         self._to_validate = False  # what is saved is the state before a validation
+        self._to_log = False  # Lightning has yet to log what this batch or epoch gave
+        self._left_to_log: dict[str, float] = {}  # by the run that is resumed
         self._together = False  # all processes stop here
         self._handlers: dict[int, Any] = {}
 
@@ -57,6 +88,11 @@ class LastCheckpoint(ModelCheckpoint):
         """From here on there is something to lose: signals ask the run to stop, in place of ending it."""
         super().on_train_start(trainer, pl_module)
         self._written = time.monotonic()
+        self._remove_parts(trainer)
+        for logger in trainer.loggers if self._left_to_log else ():
+            logger.log_metrics(self._left_to_log, step=trainer.global_step - 1)
+            logger.save()
+        self._left_to_log = {}
         self._alone, self._first = trainer.world_size == 1, trainer.is_global_zero
         if threading.current_thread() is not threading.main_thread():
             return
@@ -75,6 +111,8 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """From here to the end of the batch no signal is let through."""
         self._waiting = False
+        # By what Lightning numbers the steps in its logs: after an error in a batch, it counts that one twice.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         """Until the end of the batch, some weights may have changed and others not."""
@@ -87,11 +125,13 @@ class LastCheckpoint(ModelCheckpoint):
         self._whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0 or trainer.is_last_batch
         if not self._whole or trainer.is_last_batch:
             return
+        self._to_log = trainer._logger_connector.should_update_logs
         signum, due = self._agree(trainer)
         if signum:
             self._stop(signum)  # on_exception saves
         if due:
             self._keep(trainer)
+        self._to_log = False
         self._waiting = True
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -111,14 +151,18 @@ class LastCheckpoint(ModelCheckpoint):
         self._last_global_step_saved = -1
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """What ModelCheckpoint saves after a validation becomes DIR/last.ckpt, too."""
-        super().on_validation_end(trainer, pl_module)
-        self._link(trainer)
+        """Save after a validation in the middle of an epoch; after one at its end, that does."""
+        if trainer.sanity_checking or trainer.state.fn != "fit" or trainer.is_last_batch:
+            return
+        if self._whole:
+            self._keep(trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """What ModelCheckpoint saves after an epoch of training becomes DIR/last.ckpt, too."""
         self._waiting = False
+        self._to_log = True
         super().on_train_epoch_end(trainer, pl_module)
+        self._to_log = False
         self._link(trainer)
         self._written = time.monotonic()
         self._stop_if_asked(trainer)
@@ -137,16 +181,26 @@ class LastCheckpoint(ModelCheckpoint):
             self._keep(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """From before a validation a run goes on with it.
+        """From before a validation a run goes on with it, and what the loggers do not have yet comes along.
 
         Lightning takes a validation that has not begun for one that is over, and goes on with the next epoch; one that
-        was stopped in its first batch, it begins anew.
+        was stopped in its first batch, it begins anew. It logs the figures of a batch or an epoch after its last hook,
+        where a checkpoint is there already.
         """
+        if self._to_log:
+            figures = trainer._logger_connector.metrics["log"]
+            checkpoint["to_log"] = {name: float(value) for name, value in figures.items()} | {
+                "epoch": trainer.current_epoch
+            }
         if self._to_validate:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.val_loop.batch_progress"]
             for counts in (progress["current"], progress["total"]):
                 counts.update(ready=1, started=1, processed=0, completed=0)
             progress["is_last_batch"] = False
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """What the run may have had no time to log."""
+        self._left_to_log = checkpoint.get("to_log", {})
 
     def _ask(self, signum: int, frame: Any) -> None:
         """A signal has come: stop now if nothing is lost by it, and else after the batch."""
@@ -191,17 +245,14 @@ class LastCheckpoint(ModelCheckpoint):
         self._link(trainer)
         self._written = time.monotonic()
 
-    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
-        """As ModelCheckpoint, but beside its place, then renamed: Lightning writes into the system's temporary folder,
-        from which, on another disk, a file is copied over the one that is there.
-        """
-        part = filepath if "://" in filepath else f"{filepath}.part"
-        super()._save_checkpoint(trainer, part)
-        if part != filepath and trainer.is_global_zero:
-            if os.path.isdir(filepath):  # sharded
-                shutil.rmtree(filepath)
-            os.replace(part, filepath)
-        self._last_checkpoint_saved = filepath
+    @rank_zero_only
+    def _remove_parts(self, trainer: Trainer) -> None:
+        """Those that a run left which was killed while it wrote them."""
+        newest = self.newest(trainer)
+        if newest is None or self.dirpath is None:
+            return
+        for part in (*Path(self.dirpath).glob("*.ckpt.part"), *newest.parent.glob(f"{newest.name}.*.part")):
+            part.unlink(missing_ok=True)
 
     @rank_zero_only
     def _link(self, trainer: Trainer) -> None:
@@ -218,6 +269,12 @@ class LastCheckpoint(ModelCheckpoint):
             os.replace(part, newest)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_through(path: str) -> None:
+    """Have a file on the disk before it gets the name of another, for a machine that loses its power."""
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
 
 
 def stop_by(signum: int) -> BaseException:

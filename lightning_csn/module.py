@@ -4,7 +4,9 @@ Shapes: B videos, V views of each, K classes; a view is a clip (C, T, H, W), and
 A batch is a dict: clips uint8 (B, V, C, T, H, W), labels int64 (B,), or float (B, K) of 0 and 1 where a video has
 several, videos int64 (B,) (numbers within the split), short bool (B,) (shorter than a clip), unreadable list of
 (number, message). It holds B readable videos; B may be 0. If there is a blank bool (B,), it marks unreadable ones that
-are in the batch all the same, as gray clips.
+are in the batch all the same, as gray clips. If there is a seed, a number, it is that of what is random in a training
+step: MixUp, CutMix, dropout and drop path then do not hang on what was drawn before, and a run that was stopped goes on
+as it would have done.
 """
 
 from __future__ import annotations
@@ -238,6 +240,7 @@ class LitCSN(L.LightningModule):
         self._unreadable: dict[int, tuple[str, bool]] = {}
         self._told: set[tuple[str, int]] = set()  # stage and number
         self._views = 0
+        self._counted = torch.zeros(5)  # in this epoch of training, by this process; see _counted_by_all
         self.save_hyperparameters(
             plain(
                 architecture=self.network.architecture,
@@ -404,14 +407,14 @@ class LitCSN(L.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy of a batch, binary with multi_label; every view is a clip of its own."""
         clips, labels = batch["clips"], batch["labels"]
+        if "seed" in batch:
+            torch.manual_seed(batch["seed"])
         self._tell("train", read_unreadable(batch))
         # View by view: neighbours, which MixUp and CutMix mix, are of different videos.
         targets = torch.cat([labels] * clips.shape[1])  # (V*B,) or (V*B, K)
-        counted = {}
+        right = torch.zeros((), device=self.device)
         if len(labels) == 0:
             loss = self._nothing_to_learn()
-            if not self.multi_label:
-                counted["train_top1"] = torch.zeros_like(loss)
         else:
             self._check_labels(labels)
             inputs = self.normalise(clips.transpose(0, 1).flatten(0, 1))  # (V*B, C, T, H, W)
@@ -421,14 +424,45 @@ class LitCSN(L.LightningModule):
             loss = self._loss(logits, targets)
             if not self.multi_label:
                 heavier = targets.argmax(-1) if targets.ndim == 2 else targets
-                counted["train_top1"] = (logits.argmax(-1) == heavier).float().mean()
-        batch_size = len(targets)
-        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=batch_size)
-        epoch: dict[str, Any] = {"on_step": False, "on_epoch": True, "sync_dist": True}
-        self.log_dict({"train_loss_epoch": loss.detach()} | counted, batch_size=batch_size, **epoch)
-        counts = {"train_unreadable": float(len(batch["unreadable"])), "train_short": batch["short"].float().sum()}
-        self.log_dict(counts, reduce_fx="sum", batch_size=batch_size, **epoch)
+                right = (logits.argmax(-1) == heavier).float().sum()
+        count = len(targets)
+        self.log("train_loss", loss.detach(), prog_bar=True, batch_size=count)
+        unreadable, short = len(batch["unreadable"]), batch["short"].float().sum()
+        counts = (torch.tensor(float(number), device=self.device) for number in (count, unreadable))
+        counted = torch.stack([*counts, short, loss.detach().float() * count, right])
+        self._counted = self._counted.to(self.device) + counted
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        """An epoch begins with nothing counted; one that is resumed in its middle goes on counting."""
+        self._counted = torch.zeros(5)
+
+    def on_train_epoch_end(self) -> None:
+        """Log the figures of an epoch, over all processes and what was trained of it before a resume."""
+        clips, unreadable, short, loss, right = self._counted_by_all().tolist()
+        self._counted = torch.zeros(5)
+        figures = {"train_loss_epoch": loss / max(clips, 1), "train_unreadable": unreadable, "train_short": short}
+        if not self.multi_label:
+            figures["train_top1"] = right / max(clips, 1)
+        self.log_dict(figures, reduce_fx="max", sync_dist=True)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What was counted of the epoch goes along: Lightning forgets the figures of an epoch in its middle."""
+        checkpoint["train_counted"] = self._counted_by_all().tolist()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The first process goes on with what all had counted."""
+        if self._trainer is None or self._trainer.is_global_zero:
+            self._counted = torch.tensor(checkpoint.get("train_counted", [0.0] * 5))
+
+    def _counted_by_all(self) -> Tensor:
+        """What all processes have counted of this epoch: clips, unreadable and short videos, loss, and right ones."""
+        counted = self._counted.to(self.device)
+        if self._trainer is None:
+            return counted
+        total = self._trainer.strategy.reduce(counted, reduce_op="sum")
+        assert isinstance(total, Tensor)
+        return total
 
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Of logits (N, K) and numbers of classes (N,) or shares (N, K)."""

@@ -34,7 +34,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from lightning_csn.callbacks import PeakMemory, UnreadableVideos
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, SharedError, check_number
-from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint
+from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint, WholeCheckpoint
 from lightning_csn.many import PredictionWriter, VideoBar
 from lightning_csn.models.fold import keep_memory
 from lightning_csn.models.tensors import DAMAGED_PICKLE
@@ -287,7 +287,7 @@ class TrainerCommand(LightningCLI):
                 if not own and settings.limit_val_batches != 0:
                     monitor = self.model.monitor
                     best = f"{{epoch}}-{{{monitor}:.4f}}"
-                    callbacks.append(ModelCheckpoint(self.folder, filename=best, monitor=monitor, mode="max"))
+                    callbacks.append(WholeCheckpoint(self.folder, filename=best, monitor=monitor, mode="max"))
                 callbacks.append(LastCheckpoint(self.folder, minutes=self.config.save_minutes))
         if self.command == "predict":
             callbacks.append(PredictionWriter(self.config.output))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from kill_and_resume import curves
 
 from lightning_csn.cli import main
 from lightning_csn.errors import InputError
@@ -23,10 +24,11 @@ pytestmark = [
 ]
 
 CLIP = "{frames: 4, step: 1, fps: null, short_side: 32, crop: 32, test_crop: 32, mean: [0, 0, 0], std: [1, 1, 1]}"
-SMALL = ["--model.architecture=ircsn_tiny", f"--model.clip={CLIP}"]
+SMALL = ["--model.architecture=ircsn_tiny", f"--model.clip={CLIP}", "--model.mixup=0.4", "--model.network.dropout=0.2"]
 QUIET = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
 QUIET += ["--trainer.enable_model_summary=false", "--data.num_workers=0", "--data.batch_size=2"]
 FIT = [*QUIET, "--trainer.num_sanity_val_steps=0", "--trainer.max_epochs=2", "--data.eval_batch_size=2"]
+FIT.append("--trainer.log_every_n_steps=1")
 
 
 def record(monkeypatch, batches, stops):
@@ -112,6 +114,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(split_folder, tmp_path, seen
     assert first + batches == whole
     held = torch.load(runs / "last.ckpt", weights_only=True)
     assert held["global_step"] == 12
+    assert curves(runs) == curves(whole_run.file.parent)
     assert all(torch.equal(value, weights[name]) for name, value in held["state_dict"].items())
     assert list(runs.rglob("*.part")) == []
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, default_collate, get_worker_info
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.augment import Augment, apply_to_batch
 from lightning_csn.data.index import VideoIndex
-from lightning_csn.data.order import Draw
+from lightning_csn.data.order import Draw, batch_seed
 from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Label, Sample
 from lightning_csn.data.sampling import part_frames, random_clips, resample, segment_clips, spread_clips
@@ -270,7 +270,8 @@ def decoded_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
 
 def collate(items: Sequence[Item]) -> dict[str, Any]:
     """A batch of items: clips uint8 (B, V, C, T, H, W), labels int64 (B,) or float32 (B, K), videos and seeds int64
-    (B,), short and blank bool (B,), unreadable [(video, message)], and seconds (that reading all of them took).
+    (B,), short and blank bool (B,), seed (one for what is random in a training step), unreadable [(video, message)],
+    and seconds (that reading all of them took).
 
     B counts the items with clips and may be 0; blank are those of them that could not be read. Where clips differ in
     size, or nothing can be read as things are, there is no batch but a dict of error, the message: raised in a worker
@@ -295,6 +296,7 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
         "videos": torch.tensor([item["video"] for item in shown], dtype=torch.int64),
         "short": torch.tensor([item["short"] for item in shown], dtype=torch.bool),
         "seeds": torch.tensor([item["seed"] for item in shown], dtype=torch.int64),
+        "seed": batch_seed(item["seed"] for item in shown),
         "blank": torch.tensor(["error" in item for item in shown], dtype=torch.bool),
         "unreadable": [(item["video"], item["error"]) for item in items if "error" in item],
         "seconds": sum(item["seconds"] for item in items),

@@ -11,7 +11,7 @@ import itertools
 import logging
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -37,6 +37,16 @@ def draw_seed(seed: int, epoch: int, index: int) -> int:
     (2673160886387138021, 5108092377123895874)
     """
     digest = hashlib.sha256(f"{seed} {epoch} {index}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def batch_seed(seeds: Iterable[int]) -> int:
+    """A seed from 0 up to 2**63 for a training step, from those of its samples.
+
+    >>> batch_seed([3, 5]), batch_seed([5, 3])
+    (2052732289281471812, 2057045617204240412)
+    """
+    digest = hashlib.sha256(" ".join(map(str, seeds)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
