@@ -19,9 +19,11 @@ if TYPE_CHECKING:
     from lightning_csn.models.network import create_network, list_networks
     from lightning_csn.module import LitCSN
     from lightning_csn.predict import classify
+    from lightning_csn.unfreezing import GradualUnfreezing
 
 _HOME = {
     "ClipSpec": "clip",
+    "GradualUnfreezing": "unfreezing",
     "InputError": "errors",
     "LitCSN": "module",
     "VideoDataModule": "datamodule",
@@ -34,6 +36,7 @@ _HOME = {
 
 __all__ = [
     "ClipSpec",
+    "GradualUnfreezing",
     "InputError",
     "LitCSN",
     "VideoDataModule",

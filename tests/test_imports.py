@@ -18,6 +18,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "module",
         "metrics",
         "optimizer",
+        "unfreezing",
         "mixing",
         "scores",
         "datamodule",

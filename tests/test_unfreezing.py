@@ -1,0 +1,333 @@
+"""A network that is unfrozen part by part learns as it should, and what is frozen does not move."""
+
+import copy
+import logging
+import os
+import subprocess
+import sys
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import BackboneFinetuning
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_csn.errors import InputError
+from lightning_csn.module import LitCSN
+from lightning_csn.optimizer import PARTS, part_of
+from lightning_csn.unfreezing import GradualUnfreezing
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
+    # What Lightning says of trainings as small as these. That modules are in eval mode is not among it.
+    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
+]
+
+SIZE = 16
+CLIP = {
+    "frames": 2,
+    "step": 1,
+    "fps": None,
+    "short_side": SIZE,
+    "crop": SIZE,
+    "test_crop": SIZE,
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.25, 0.25, 0.25],
+}
+
+
+def make_model(**options):
+    torch.manual_seed(0)
+    return LitCSN("ircsn_tiny", **({"num_classes": 4, "clip": CLIP, "lr": 0.05} | options))
+
+
+def make_batch(labels, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    clips = torch.randint(256, (len(labels), 1, 3, 2, SIZE, SIZE), generator=generator)
+    return {
+        "clips": clips.to(torch.uint8),
+        "labels": torch.tensor(labels),
+        "videos": torch.arange(len(labels)),
+        "short": torch.zeros(len(labels), dtype=torch.bool),
+        "unreadable": [],
+    }
+
+
+def loader():
+    return DataLoader([make_batch([0, 1, 2, 3]), make_batch([3, 2, 1, 0], seed=1)], batch_size=None)
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(**options):
+        quiet = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": False,
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return L.Trainer(**(quiet | options))
+
+    return make
+
+
+class Moved(L.Callback):
+    """Which parts have changed in each epoch, their weights and the statistics of their BatchNorms."""
+
+    def __init__(self):
+        self.weights, self.statistics, self.rates = [], [], []
+
+    def on_train_epoch_start(self, trainer, module):
+        self.before = copy.deepcopy(module.network)
+
+    def on_train_batch_start(self, trainer, module, *args):
+        self.rates.append(trainer.optimizers[0].param_groups[-1]["lr"])
+
+    def on_train_epoch_end(self, trainer, module):
+        for found, kind in ((self.weights, "named_parameters"), (self.statistics, "named_buffers")):
+            pairs = zip(getattr(self.before, kind)(), getattr(module.network, kind)(), strict=True)
+            moved = {part_of(name) for (name, old), (_, new) in pairs if not torch.equal(old, new)}
+            found.append([part for part in PARTS if part in moved])
+
+
+def states_equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+OPTIMISERS = [{"weight_decay": 0.1}, {"optimizer": "adamw", "lr": 0.01, "decay_norms": False, "layer_decay": 0.5}]
+
+
+@pytest.mark.parametrize("options", OPTIMISERS)
+def test_the_head_learns_first_and_then_part_after_part(make_trainer, caplog, options):
+    caplog.set_level(logging.INFO, "lightning_csn")
+    moved, model = Moved(), make_model(**options)
+    trainer = make_trainer(max_epochs=4, callbacks=[GradualUnfreezing({"stem": 3, "stage4": 1, "stage2": 1}), moved])
+    trainer.fit(model, loader())
+    assert moved.weights == [["head"], *[["stage2", "stage4", "head"]] * 2, ["stem", "stage2", "stage4", "head"]]
+    assert moved.statistics == [[], *[["stage2", "stage4"]] * 2, ["stem", "stage2", "stage4"]]
+    plan = "unfreezing: stage4 after epoch 1, stage2 after epoch 1, stem after epoch 3, stage3 never, stage1 never"
+    assert plan in caplog.text
+    assert "unfrozen: stage2, stage4" in caplog.text
+    assert all(parameter.requires_grad for parameter in model.parameters())  # for whatever comes next
+    assert all(module.training for module in model.network.modules())
+
+
+def test_validation_and_others_that_switch_the_network_to_train_mode_move_nothing(make_trainer):
+    class Train(L.Callback):
+        def on_train_batch_end(self, trainer, module, *args):
+            module.train()
+
+    moved, model = Moved(), make_model(network={"dropout": 0.5})
+    trainer = make_trainer(max_epochs=2, callbacks=[Train(), GradualUnfreezing({"stage4": 1}), moved])
+    trainer.fit(model, loader(), loader())
+    assert moved.statistics == [[], ["stage4"]]
+
+
+def test_what_is_frozen_gets_no_gradient_and_no_graph():
+    callback, model = GradualUnfreezing(), make_model()
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    callback.setup(trainer, model, "fit")
+    maps = model.network.forward_features(torch.zeros(2, 3, 2, SIZE, SIZE))
+    assert maps.grad_fn is None
+    assert model.network.head.weight.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_that_goes_on_has_unfrozen_what_the_whole_run_has(make_trainer, tmp_path):
+    class Save(L.Callback):
+        def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+            if (trainer.current_epoch, batch_idx) == (1, 0):
+                trainer.save_checkpoint(tmp_path / "middle.ckpt")
+
+    options = {"optimizer": "adamw", "lr": 0.01, "warmup_epochs": 1, "layer_decay": 0.5}
+    whole, moved = make_model(**options), Moved()
+    callbacks = [GradualUnfreezing({"stage4": 1, "stage3": 2}), moved, Save()]
+    make_trainer(max_epochs=3, callbacks=callbacks).fit(whole, loader())
+    resumed, again = make_model(**options), Moved()
+    again.before = LitCSN.load_from_checkpoint(tmp_path / "middle.ckpt").network  # where no epoch begins
+    trainer = make_trainer(max_epochs=3, callbacks=[GradualUnfreezing({"stage4": 1, "stage3": 2}), again])
+    trainer.fit(resumed, loader(), ckpt_path=tmp_path / "middle.ckpt")
+    assert again.weights == [["stage4", "head"], ["stage3", "stage4", "head"]]
+    assert again.rates[-3:] == moved.rates[-3:]
+
+
+def test_a_run_that_goes_on_with_other_epochs_is_refused(make_trainer, tmp_path):
+    trainer = make_trainer(max_epochs=1, callbacks=[GradualUnfreezing()])
+    trainer.fit(make_model(), loader())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    trainer = make_trainer(max_epochs=2, callbacks=[GradualUnfreezing(2)])
+    with pytest.raises(InputError, match=r"the run to go on with has \{'stage4': 1, 'stage3': 2"):
+        trainer.fit(make_model(), loader(), ckpt_path=tmp_path / "last.ckpt")
+
+
+def test_what_others_have_frozen_stays_frozen(make_trainer):
+    model, moved = make_model(), Moved()
+    model.network.stage4.requires_grad_(False)
+    norm = next(module for module in model.network.stage3.modules() if isinstance(module, nn.BatchNorm3d))
+    norm.requires_grad_(False)
+    make_trainer(max_epochs=2, callbacks=[GradualUnfreezing({"stage4": 1, "stage3": 1}), moved]).fit(model, loader())
+    assert moved.weights[1] == ["stage3", "head"]
+    assert not any(parameter.requires_grad for parameter in (*model.network.stage4.parameters(), *norm.parameters()))
+
+
+def test_parts_that_training_is_too_short_for_are_told(make_trainer, caplog):
+    make_trainer(max_epochs=1, callbacks=[GradualUnfreezing({"stage4": 0.5, "stem": 3})]).fit(make_model(), loader())
+    assert "frozen to the end, as training ends after epoch 1: stem" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("epochs", "message"),
+    [
+        ({"stage5": 1}, "epochs has no 'stage5'; there are: stage4, stage3, stage2, stage1, stem"),
+        ({"head": 1}, "epochs has no 'head', which learns from the start; there are"),
+        ({"stem": -1}, "epochs of stem must be a number of 0 or more, got -1"),
+        (-1, "epochs must be a number of 0 or more, got -1"),
+    ],
+)
+def test_epochs_that_make_no_sense_are_refused(epochs, message):
+    with pytest.raises(InputError, match=message):
+        GradualUnfreezing(epochs)
+
+
+def test_a_head_that_is_frozen_and_strategies_that_shard_are_refused(make_trainer):
+    model = make_model()
+    model.network.head.requires_grad_(False)
+    with pytest.raises(InputError, match="begins with the head, but all of its parameters are frozen"):
+        make_trainer(fast_dev_run=True, callbacks=[GradualUnfreezing()]).fit(model, loader())
+    assert model.network.stem.conv.weight.requires_grad
+    trainer = L.Trainer(accelerator="cpu", strategy=L.pytorch.strategies.ModelParallelStrategy(), logger=False)
+    with pytest.raises(InputError, match="ModelParallelStrategy puts parameters together"):
+        GradualUnfreezing().setup(trainer, make_model(), "fit")
+
+
+# Lightning's own BackboneFinetuning
+
+
+class Naive(LitCSN):
+    """With what BackboneFinetuning needs, and an optimiser as its examples have it."""
+
+    @property
+    def backbone(self):
+        return nn.ModuleList(self.network.get_submodule(part) for part in PARTS[:-1])
+
+    def configure_callbacks(self):
+        return []
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.SGD([p for p in self.parameters() if p.requires_grad], lr=0.05)
+        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.9**epoch)]
+
+
+@pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
+def test_lightnings_finetuning_moves_what_it_freezes_and_ends_in_an_error_and_is_therefore_refused(make_trainer):
+    torch.manual_seed(0)
+    naive, moved = Naive("ircsn_tiny", num_classes=4, clip=CLIP), Moved()
+    trainer = make_trainer(max_epochs=2, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1), moved])
+    with pytest.raises(ValueError, match="zip"):
+        trainer.fit(naive, loader())
+    assert moved.weights[0] == moved.statistics[0] + ["head"] == list(PARTS)
+    trainer = make_trainer(max_epochs=2, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1)])
+    with pytest.raises(
+        InputError, match=r"BackboneFinetuning does not work with this model: .*; use GradualUnfreezing"
+    ):
+        trainer.fit(make_model(), loader())
+
+
+# Several processes
+
+SCRIPT = '''
+import os, sys, weakref
+import lightning as L
+import torch
+from torch.utils.data import DataLoader
+from lightning_csn import unfreezing
+from lightning_csn.module import LitCSN
+
+folder, devices = sys.argv[1], int(sys.argv[2])
+torch.set_num_threads(1)
+CLIP = dict(frames=2, step=1, fps=None, short_side=16, crop=16, test_crop=16, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+average_anew = unfreezing.average_anew
+old = []
+
+
+def watched(strategy):
+    old.append(weakref.ref(strategy.model))
+    average_anew(strategy)
+
+
+class Still(L.Callback):
+    """BatchNorm normalises with what it has: the clips of the other process make no difference."""
+
+    def on_train_start(self, trainer, module):
+        module.network.eval()
+
+
+def make_item(number):
+    generator = torch.Generator().manual_seed(number)
+    clips = torch.randint(256, (1, 3, 2, 16, 16), generator=generator, dtype=torch.uint8)
+    return {"clips": clips, "labels": number % 4, "videos": number, "short": False}
+
+
+def collate(items):
+    return torch.utils.data.default_collate(items) | {"unreadable": []}
+
+
+for name, way in (("ours", watched), ("naive", lambda strategy: None)):
+    unfreezing.average_anew = way
+    torch.manual_seed(0)
+    model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP, lr=0.05, layer_decay=0.5).double()
+    trainer = L.Trainer(
+        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", precision="64-true",
+        logger=False, enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, max_epochs=3,
+        use_distributed_sampler=False,  # Lightning's shuffles
+        callbacks=[Still(), unfreezing.GradualUnfreezing({"stage4": 1, "stage2": 1, "stem": 2})],
+        default_root_dir=folder,
+    )
+    items = [make_item(n) for n in range(int(os.environ.get("LOCAL_RANK", 0)), 8, devices)]
+    trainer.fit(model, DataLoader(items, batch_size=4 // devices, collate_fn=collate))
+    torch.save(model.network.state_dict(), f"{folder}/{name}-{devices}-{trainer.global_rank}.pt")
+if devices > 1:
+    assert len(old) == 2 and all(ref() is None for ref in old), "an old DistributedDataParallel goes on averaging"
+'''
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """The network's tensors after the same training on one and on two processes, as it is and with DDP left alone."""
+    folder = tmp_path_factory.mktemp("processes")
+    (folder / "train.py").write_text(SCRIPT)
+    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
+    runs = [
+        subprocess.Popen(
+            [sys.executable, "train.py", str(folder), devices],
+            cwd=folder,
+            env=environment | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for devices in ("1", "2")
+    ]
+    for run in runs:
+        output, _ = run.communicate(timeout=300)
+        assert run.returncode == 0, output
+    return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
+
+
+def test_two_processes_unfreeze_as_one(trained):
+    for rank in (0, 1):
+        for name, tensor in trained["ours-1-0"].items():
+            torch.testing.assert_close(trained[f"ours-2-{rank}"][name], tensor, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def test_parameters_that_join_would_be_averaged_over_no_processes_otherwise(trained):
+    apart = [
+        name for name, tensor in trained["naive-2-0"].items() if not torch.equal(trained["naive-2-1"][name], tensor)
+    ]
+    assert {part_of(name) for name in apart} >= {"stage4", "stage2", "stem"}
