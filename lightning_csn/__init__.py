@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from lightning_csn.clip import ClipSpec
     from lightning_csn.datamodule import VideoDataModule
+    from lightning_csn.ema import EMA
     from lightning_csn.errors import InputError
     from lightning_csn.models.checkpoints import list_checkpoints, load_network
     from lightning_csn.models.network import create_network, list_networks
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from lightning_csn.unfreezing import GradualUnfreezing
 
 _HOME = {
+    "EMA": "ema",
     "ClipSpec": "clip",
     "GradualUnfreezing": "unfreezing",
     "InputError": "errors",
@@ -35,6 +37,7 @@ _HOME = {
 }
 
 __all__ = [
+    "EMA",
     "ClipSpec",
     "GradualUnfreezing",
     "InputError",

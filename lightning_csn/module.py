@@ -23,11 +23,13 @@ import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec
+from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 from lightning_csn.metrics import (
     AVERAGES,
@@ -447,13 +449,33 @@ class LitCSN(L.LightningModule):
         self.log_dict(figures, reduce_fx="max", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What was counted of the epoch goes along: Lightning forgets the figures of an epoch in its middle."""
+        """What was counted of the epoch goes along: Lightning forgets the figures of an epoch in its middle.
+
+        A file of weights alone has their averages, if there are any: callbacks are not asked for it.
+        """
         checkpoint["train_counted"] = self._counted_by_all().tolist()
+        for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
+            if isinstance(callback, EMA) and "callbacks" not in checkpoint:
+                callback.put_averages(checkpoint, weights_too=False)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The first process goes on with what all had counted."""
-        if self._trainer is None or self._trainer.is_global_zero:
+        """The first process goes on with what all had counted. If the weights are averages, say so.
+
+        Raises InputError where training would take averages for the weights that it left.
+        """
+        trainer = self._trainer
+        if trainer is None or trainer.is_global_zero:
             self._counted = torch.tensor(checkpoint.get("train_counted", [0.0] * 5))
+        averages = checkpoints.averaging_text(checkpoint)
+        if averages is None:
+            return
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING:
+            _log.info("the weights are %s", averages)
+        elif not any(isinstance(callback, WeightAveraging) for callback in trainer.callbacks):  # type: ignore[attr-defined]
+            raise InputError(
+                f"the checkpoint's weights are {averages}, with which its optimiser cannot go on: give the Trainer "
+                "EMA() as a callback; to train the averages further start a new run, from them as pretrained"
+            )
 
     def _counted_by_all(self) -> Tensor:
         """What all processes have counted of this epoch: clips, unreadable and short videos, loss, and right ones."""

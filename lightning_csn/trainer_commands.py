@@ -25,7 +25,7 @@ import docstring_parser
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, WeightAveraging
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException, SIGTERMException
@@ -33,6 +33,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_csn.callbacks import PeakMemory, UnreadableVideos
 from lightning_csn.datamodule import VideoDataModule
+from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, SharedError, check_number
 from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint, WholeCheckpoint
 from lightning_csn.many import PredictionWriter, VideoBar
@@ -108,6 +109,7 @@ class TrainerCommand(LightningCLI):
     def __init__(self, command: str, description: str, argv: list[str]) -> None:
         self.command = command
         self.folder: str | None = None  # for checkpoints, where a run goes on that has one
+        self.averaging: dict[str, Any] | None = None  # the settings of EMA of the run to go on with, if it had some
         self.writer: ScoresWriter | None = None  # of a test whose scores are kept
         self.typed = {token[2:].split("=")[0] for token in argv if token.startswith("--")}
         super().__init__(
@@ -152,6 +154,13 @@ class TrainerCommand(LightningCLI):
                 default=SAVE_MINUTES,
                 help="last.ckpt is written after so many minutes too, not only after each epoch and when training is "
                 "stopped: no more is lost where the machine fails.",
+            )
+            parser.add_argument(
+                "--ema",
+                type=float | None,
+                metavar="DECAY",
+                help="Validate and keep a running average of the weights, of which so much stays at a step, such as "
+                "0.999; less in the first steps. A run that is gone on with goes on averaging.",
             )
         if self.command in ("test", "predict"):
             parser.add_argument(
@@ -210,6 +219,7 @@ class TrainerCommand(LightningCLI):
                 f"{self.config.ckpt_path} starts a new run from the weights of that file)"
             )
         self.folder = folder_of_run(checkpoint, str(self.config.trainer.default_root_dir))
+        self.averaging = averaging_of_run(checkpoint)
         merged = merge_settings(
             checkpoint["hyper_parameters"],
             plain(self.given.get("model", Namespace())),
@@ -280,6 +290,7 @@ class TrainerCommand(LightningCLI):
         if self.command == "fit":
             check_number("--save_minutes", self.config.save_minutes, 0)
             callbacks.append(PeakMemory())
+            callbacks += self.averages(callbacks)
             if not self.datamodule.has_split("val"):
                 settings.limit_val_batches = 0
             if settings.enable_checkpointing is not False:
@@ -301,6 +312,17 @@ class TrainerCommand(LightningCLI):
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # devices 'x' is a TypeError
             raise InputError(f"the Trainer cannot be made with these options: {error}") from error
+
+    def averages(self, callbacks: Sequence[Callback]) -> list[EMA]:
+        """EMA where it was asked for or the run that goes on had it; none with one among the callbacks."""
+        decay = self.config.ema
+        if any(isinstance(callback, WeightAveraging) for callback in callbacks):
+            if decay is not None:
+                raise InputError(f"--ema {decay:g}: one of --trainer.callbacks averages the weights already")
+            return []
+        if self.averaging is None:
+            return [] if decay is None else [EMA(decay)]
+        return [EMA(**self.averaging | ({} if decay is None else {"decay": decay}))]
 
     def run_command(self) -> None:
         """Call the Trainer's method, and say where things are."""
@@ -433,6 +455,12 @@ def folder_of_run(checkpoint: Mapping[str, Any], root: str) -> str | None:
             folder = Path(state["dirpath"]).absolute()
             return str(folder) if folder.is_dir() and folder.is_relative_to(Path(root).absolute()) else None
     return None
+
+
+def averaging_of_run(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The settings of EMA in the run of a checkpoint; None for one that had none."""
+    state = checkpoint.get("callbacks", {}).get(EMA.__name__)
+    return None if state is None else {name: state[name] for name in EMA().settings}
 
 
 def merge_settings(

@@ -33,8 +33,10 @@ SCRIPT = '''
 import json, os, signal, sys
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import EMAWeightAveraging
 from torch.utils.data import DataLoader
 from lightning_csn.datamodule import VideoDataModule
+from lightning_csn.ema import EMA
 from lightning_csn.metrics import VideoScores
 from lightning_csn.module import LitCSN
 from lightning_csn.scores import ScoresWriter
@@ -83,6 +85,16 @@ class StatisticsApart(L.Callback):
 
     def on_validation_end(self, trainer, module):
         results.setdefault("apart after validation", []).append(apart(trainer, module.network.stem.norm.running_mean))
+
+
+class AveragesApart(L.Callback):
+    """How far the averaged statistics of the processes are apart in a validation."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def on_validation_batch_end(self, trainer, module, *args):
+        results[self.name] = apart(trainer, module.network.stem.norm.running_mean)
 
 
 def apart(trainer, tensor):
@@ -187,6 +199,14 @@ if devices == 2:  # in each step another process has nothing to learn from
     both_learn = DataLoader([make_batch([n + trainer.global_rank, n + 2], views=1) for n in (20, 30)], batch_size=None)
     results.pop("apart after training")
     trainer.fit(LitCSN("ircsn_tiny", num_classes=4, clip=CLIP), both_learn, eval_loader(2, []))
+    for name, averaging in (("averages apart", EMA(0.9)), ("averages apart in Lightning", EMAWeightAveraging())):
+        trainer = make_trainer(
+            max_epochs=1, accumulate_grad_batches=2, val_check_interval=3, use_distributed_sampler=False,
+            callbacks=[averaging, AveragesApart(name)],
+        )
+        batches = [make_batch([n + trainer.global_rank, n + 2], views=1) for n in (20, 30, 40, 50)]
+        learn = DataLoader(batches, batch_size=None)
+        trainer.fit(LitCSN("ircsn_tiny", num_classes=4, clip=CLIP), learn, eval_loader(2, []))
 else:
     model = LitCSN.load_from_checkpoint(checkpoint)
 trainer = make_trainer()
@@ -280,6 +300,12 @@ def test_a_validation_is_of_one_network_on_all_processes(results):
     _, second, *_ = results
     assert all(apart > 0 for apart in second["apart after training"])  # what makes the test worth having
     assert second["apart after validation"] == [0, 0]
+
+
+def test_a_validation_of_averages_is_of_one_network_on_all_processes(results):
+    _, second, *_ = results
+    assert second["averages apart in Lightning"] > 0
+    assert second["averages apart"] == 0
 
 
 def test_a_test_is_printed_and_unreadable_videos_are_listed_once(results):

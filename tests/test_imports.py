@@ -20,6 +20,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "optimizer",
         "unfreezing",
         "mixing",
+        "ema",
         "scores",
         "datamodule",
         "predict",

@@ -55,6 +55,7 @@ logger = logging.getLogger(__name__)
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CLIP_FIELDS = tuple(spec.name for spec in dataclasses.fields(ClipSpec))
 METADATA_KEY = "lightning_csn"  # of the record inside model.safetensors, so that the file alone is enough
+AVERAGING_KEY = "ema"  # of a Lightning checkpoint whose weights are averages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -453,6 +454,11 @@ def _record_inside(metadata: Mapping[str, Any], source: str | Path) -> Checkpoin
         return None
     mine = {name: options.get(name) for name in ("architecture", "num_classes", "classes", "clip", "network")}
     mine["multi_label"] = options.get("multi_label", False)
+    averages = averaging_text(metadata)
+    notes = [] if averages is None else [f"The weights are {averages}."]
+    if averages is not None:
+        logger.info("%s: the weights are %s", source, averages)
+    mine["notes"] = notes
     try:
         record = Checkpoint.from_dict(mine)
         if options.get("origin") is None:
@@ -463,7 +469,20 @@ def _record_inside(metadata: Mapping[str, Any], source: str | Path) -> Checkpoin
             f"{source}: the hyper-parameters inside were not written by lightning_csn ({error})"
         ) from error
     trained = origin.retrained(num_classes=options["num_classes"], classes=None)
+    mine["notes"] = trained.notes + notes
     return Checkpoint.from_dict(trained.to_dict() | mine)
+
+
+def averaging_text(content: Mapping[str, Any]) -> str | None:
+    """What to say of a Lightning checkpoint whose weights are averages; None of another.
+
+    >>> averaging_text({"ema": {"decay": 0.999, "updates": 120}})
+    'averages of the weights over 120 steps of training (EMA, decay 0.999)'
+    """
+    record = content.get(AVERAGING_KEY)
+    if record is None:
+        return None
+    return f"averages of the weights over {record['updates']} steps of training (EMA, decay {record['decay']:g})"
 
 
 def _build(
