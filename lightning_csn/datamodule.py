@@ -29,9 +29,9 @@ from lightning_csn.data.augment import Augment, apply_to_batch
 from lightning_csn.data.dataset import SAMPLINGS, Item, VideoDataset, collate
 from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.motion import usable_processors
-from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder
+from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder, expected_counts
 from lightning_csn.data.reading import READERS
-from lightning_csn.data.samples import Collection, Label, Sample
+from lightning_csn.data.samples import Collection, Sample, numbers_of
 from lightning_csn.data.shards import is_packed
 from lightning_csn.data.torchcodec_video import find_decoder
 from lightning_csn.data.transforms import CROPS, SCALE, num_views
@@ -98,6 +98,10 @@ class VideoDataModule(L.LightningDataModule):
         sampling: Where the frames of a clip lie: clip, next to each other; segments, one from each of as many equal
             parts of the video.
         train_clips: Clips of a training video in its batch, all decoded at once; batch_size counts videos.
+        balance: How far the classes are brought to the same number of training clips, 0 to 1: 0 takes each video once
+            in an epoch; 1 takes every class as often, the videos of a rare one several times with other random changes,
+            and of a frequent one others in each epoch. 0.5 is between, a class of n videos comes as the root of n. An
+            epoch stays as long. A video of several classes comes as the rarest of them does.
         flip: How often a training clip is mirrored, 0 to 1.
         flip_classes: Pairs of classes that are each other's mirror image, such as [[left, right]].
         scale: Smallest and largest share of a picture's area that a training clip is cut from.
@@ -141,6 +145,7 @@ class VideoDataModule(L.LightningDataModule):
         test_crops: int | str = 3,
         sampling: str = "clip",
         train_clips: int = 1,
+        balance: float = 0.0,
         flip: float = 0.5,
         flip_classes: Sequence[Sequence[str]] | None = None,
         scale: tuple[float, float] = SCALE,
@@ -168,6 +173,7 @@ class VideoDataModule(L.LightningDataModule):
             check_count("num_workers", num_workers, least=0)
         check_choice("val_crops", val_crops, CROPS)
         check_choice("test_crops", test_crops, CROPS)
+        check_number("balance", balance, 0, 1)
         check_number("flip", flip, 0, 1)
         pair = isinstance(scale, Sequence) and len(scale) == 2
         if not (pair and all(isinstance(share, int | float) for share in scale) and 0 < scale[0] <= scale[1] <= 1):
@@ -218,6 +224,7 @@ class VideoDataModule(L.LightningDataModule):
         self.reader, self.frames_fps = reader, frames_fps
         self.sampling = sampling
         self.train_clips = train_clips
+        self.balance = balance
         self.flip = flip
         self.flip_classes = [list(pair) for pair in flip_classes or ()]
         self.scale = (scale[0], scale[1])
@@ -255,6 +262,7 @@ class VideoDataModule(L.LightningDataModule):
                 "test_crops": test_crops,
                 "sampling": sampling,
                 "train_clips": train_clips,
+                "balance": balance,
                 "flip": flip,
                 "flip_classes": self.flip_classes or None,
                 "scale": list(scale),
@@ -274,6 +282,18 @@ class VideoDataModule(L.LightningDataModule):
     def num_classes(self) -> int:
         """How many classes the labels tell apart; 0 where there are only videos to predict."""
         return len(self.classes)
+
+    @property
+    def train_counts(self) -> list[float]:
+        """How many training videos of each class an epoch has, in the mean where `balance` draws them."""
+        samples = self._samples_for("train")
+        counts = [0.0] * self.num_classes
+        for sample, count in zip(
+            samples, expected_counts([sample.label for sample in samples], self.balance), strict=True
+        ):
+            for number in numbers_of(sample.label):
+                counts[number] += count
+        return counts
 
     def has_split(self, split: str) -> bool:
         """Whether there are videos of their own for train, val or test; a folder without splits has them for train."""
@@ -334,7 +354,14 @@ class VideoDataModule(L.LightningDataModule):
         loader = ResumableLoader(
             dataset,
             batch_size=self.batch_size,
-            sampler=TrainOrder(len(dataset), seed=self._base_seed(), world_size=processes, rank=rank),
+            sampler=TrainOrder(
+                len(dataset),
+                seed=self._base_seed(),
+                world_size=processes,
+                rank=rank,
+                labels=[sample.label for sample in dataset.samples],
+                balance=self.balance,
+            ),
             progress=self.trainer.fit_loop.epoch_loop.batch_progress if self.trainer is not None else None,
             **self._loading(),
         )
@@ -460,6 +487,9 @@ class VideoDataModule(L.LightningDataModule):
                 len(without),
                 ", ".join(without[:_FEW_CLASSES]) + (", ..." if len(without) > _FEW_CLASSES else ""),
             )
+        if self.balance:
+            counts = Counter({number: round(count) for number, count in enumerate(self.train_counts)})
+            _log.info("balance %g: an epoch has about %s", self.balance, count_text(counts, self.classes))
         if not self.has_split("val"):
             _log.info("no validation videos: training goes without validation")
 
@@ -623,11 +653,6 @@ def classes_without(samples: Mapping[str, Sequence[Sample]], classes: Sequence[s
         {number for sample in samples[split] for number in numbers_of(sample.label)} for split in ("train", "val")
     )
     return [name for number, name in enumerate(classes) if number in train - val]
-
-
-def numbers_of(label: Label) -> tuple[int, ...]:
-    """The numbers of one label or of several."""
-    return (label,) if isinstance(label, int) else tuple(label)
 
 
 def count_text(counts: Counter[Any], classes: Sequence[str]) -> str:

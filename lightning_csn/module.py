@@ -123,6 +123,10 @@ class LitCSN(L.LightningModule):
         gamma: Factor of schedule steps.
         label_smoothing: Share of the target that is spread over all classes; with multi_label, over yes and no of
             each.
+        class_weights: Weights of the classes in the loss of training: of a clip by its class; with multi_label, of a
+            class's yes against its no. "balanced" gives each class (with multi_label, yes and no) the same weight in
+            an epoch in all, counted in the training data as it is sampled: with its option balance at 1 all are 1. The
+            loss is a mean over clips, not over weights, so that it does not depend on who shares a batch.
         mixup: Alpha of MixUp in training, such as 0.2: two clips are laid over each other, and so are their labels. 0
             is without. train_top1 then counts the clips whose likeliest class is the heavier one of their two.
         cutmix: Alpha of CutMix in training, such as 1.0: a box of one clip is set into another. 0 is without; with
@@ -171,6 +175,7 @@ class LitCSN(L.LightningModule):
         milestones: Sequence[float] = (),
         gamma: float = 0.1,
         label_smoothing: float = 0.0,
+        class_weights: Sequence[float] | str | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
         multi_label: bool | None = None,
@@ -237,6 +242,9 @@ class LitCSN(L.LightningModule):
         self.register_buffer("std", torch.tensor(self.clip.std).view(-1, 1, 1, 1), persistent=False)
         self.val_scores = VideoScores(self.num_classes, multi_label=multi_label)
         self.test_scores = VideoScores(self.num_classes, multi_label=multi_label)
+        check_class_weights(class_weights, self.num_classes)
+        # "balanced" is known when training begins.
+        self._class_weights = None if isinstance(class_weights, str | None) else torch.tensor(list(class_weights))
         self._mix = make_mixer(self.num_classes, mixup, cutmix)
         # Of the evaluation that is going on: number, message, and whether a gray clip stands for the video.
         self._unreadable: dict[int, tuple[str, bool]] = {}
@@ -253,6 +261,7 @@ class LitCSN(L.LightningModule):
                 network={name: value for name, value in self.network.options.items() if name != "num_classes"},
                 **training,
                 label_smoothing=label_smoothing,
+                class_weights=class_weights if isinstance(class_weights, str | None) else list(class_weights),
                 mixup=mixup,
                 cutmix=cutmix,
                 multi_label=multi_label,
@@ -489,9 +498,12 @@ class LitCSN(L.LightningModule):
     def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
         """Of logits (N, K) and numbers of classes (N,) or shares (N, K)."""
         smoothing = self.hparams["label_smoothing"]
+        weights = None if self._class_weights is None else self._class_weights.to(logits)
         if self.multi_label:
-            return F.binary_cross_entropy_with_logits(logits, targets * (1 - smoothing) + smoothing / 2)
-        return F.cross_entropy(logits, targets, label_smoothing=smoothing)
+            targets = targets * (1 - smoothing) + smoothing / 2
+            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
+        losses = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="none")
+        return losses.mean()  # torch's own mean of weighted losses depends on who shares a batch
 
     def _check_labels(self, labels: Tensor) -> None:
         """InputError unless labels are of the kind that the model takes."""
@@ -610,6 +622,8 @@ class LitCSN(L.LightningModule):
                 f"{LABELS[self.multi_label]}, but the videos of the data have {found}; "
                 f"make the model with multi_label={several}"
             )
+        if stage == "fit" and self.hparams["class_weights"] == "balanced":
+            self._balance(data)
         names = getattr(data, "classes", None)
         if names is None:
             return
@@ -627,6 +641,22 @@ class LitCSN(L.LightningModule):
                 f"and {self.classes[label]!r} in the model"
             )
 
+    def _balance(self, data: Any) -> None:
+        """Take the class weights from the training data."""
+        counts = getattr(data, "train_counts", None)
+        if counts is None:
+            raise InputError(
+                "class_weights 'balanced' needs to know how often each class comes, which VideoDataModule tells; give "
+                "class_weights as a list"
+            )
+        if len(counts) != self.num_classes:
+            return  # which is refused with all that there is to say of it
+        videos = len(data.samples_of("train")) if self.multi_label else None
+        weights = balanced_weights(counts, videos)
+        self._class_weights = torch.tensor(weights)
+        if self.trainer.is_global_zero:
+            _log.info("class weights of the loss: %.3g to %.3g", min(weights), max(weights))
+
     def on_train_start(self) -> None:
         """From here on the weights are no longer those that were loaded, and a form of them is memory for nothing.
 
@@ -637,6 +667,8 @@ class LitCSN(L.LightningModule):
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, RateSchedule):
                 config.scheduler.follow(self.trainer)
+        if self._class_weights is not None:
+            self._class_weights = self._class_weights.to(self.device)
 
     def on_test_start(self) -> None:
         """Nothing is left of a test that was interrupted, nor of weights that are no more."""
@@ -716,6 +748,35 @@ def weights_and_versions(network: nn.Module) -> list[Any] | None:
                 return None
             made_of.append((Same(tensor), tensor.data_ptr(), tensor._version))
     return made_of
+
+
+def check_class_weights(weights: Sequence[float] | str | None, num_classes: int) -> None:
+    """InputError unless they are None, "balanced", or a number of 0 or more for each class."""
+    if weights is None or weights == "balanced":
+        return
+    if isinstance(weights, str) or not isinstance(weights, Sequence):
+        raise InputError(f"class_weights must be 'balanced' or a list of {num_classes} numbers, got {weights!r}")
+    if len(weights) != num_classes:
+        raise InputError(f"class_weights has {len(weights)} numbers, and there are {num_classes} classes")
+    for weight in weights:
+        check_number("each of class_weights", weight, 0)
+    if not any(weights):
+        raise InputError("class_weights are all 0: nothing would be learned")
+
+
+def balanced_weights(counts: Sequence[float], videos: int | None = None) -> list[float]:
+    """Weights with which every class counts alike, 1 in the mean over the clips; 1 for a class that is not there.
+
+    counts: clips of each class. videos: of all classes, where a video may have several; a class's yes and no then count
+    alike.
+
+    >>> balanced_weights([30, 10, 0]), balanced_weights([5, 1], videos=10)
+    ([0.6666666666666666, 2.0, 1.0], [1.0, 9.0])
+    """
+    if videos is not None:
+        return [(videos - count) / count if 0 < count < videos else 1.0 for count in counts]
+    classes = sum(count > 0 for count in counts)
+    return [sum(counts) / (classes * count) if count > 0 else 1.0 for count in counts]
 
 
 def one_hot(labels: Tensor, num_classes: int) -> Tensor:

@@ -460,6 +460,22 @@ def test_several_clips_of_a_video_are_trained_on(split_folder):
     assert sorted(model.videos("train")) == list(range(12))
 
 
+def test_classes_are_balanced_if_asked(split_folder, tmp_path, caplog):
+    root = tmp_path / "videos"
+    shutil.copytree(split_folder, root)
+    for number in (1, 2, 3):
+        (root / "train" / "waving" / f"train_waving_{number}.mp4").unlink()
+    model, module = Recorder(), data(root, balance=1.0, batch_size=9)
+    with caplog.at_level("INFO", "lightning_csn"):
+        trainer(max_epochs=2).fit(model, module)
+    labels = [batch["labels"].bincount(minlength=3).tolist() for batch in model.seen["train"]]
+    assert labels == [[3, 3, 3], [3, 3, 3]]
+    assert len({seed for batch in model.seen["train"] for seed in batch["seeds"].tolist()}) == 18
+    assert module.train_counts == pytest.approx([3, 3, 3])
+    assert data(root).train_counts == [4, 4, 1]
+    assert "balance 1: an epoch has about clapping 3, jumping 3, waving 3" in caplog.text
+
+
 @pytest.mark.parametrize(("crops", "shape"), [(10, (1, 20, 3, 2, 16, 16)), ("full", (1, 2, 3, 2, 16, 21))])
 def test_other_views_of_a_clip(split_folder, crops, shape):
     model = Recorder()

@@ -127,6 +127,76 @@ def test_eight_clips_are_learnt_by_heart(make_trainer):
     assert trainer.callback_metrics["train_unreadable"] == 0
 
 
+def loss_of(model, batch, make_trainer, data=None):
+    """The loss of a first step, and the logits that it is of."""
+    fresh = make_model(multi_label=model.multi_label)
+    logits = fresh.network(fresh.normalise(batch["clips"].flatten(0, 1))).detach()
+    trainer = make_trainer(fast_dev_run=True)
+    trainer.fit(model, loader(batch) if data is None else data)
+    return trainer.callback_metrics["train_loss"].item(), logits
+
+
+def test_class_weights_weigh_every_clip_by_its_class_whoever_shares_its_batch(make_trainer):
+    batch = make_batch([1, 3, 3])
+    loss, logits = loss_of(make_model(class_weights=[1, 0.5, 7, 3]), batch, make_trainer)
+    losses = torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+    assert loss == pytest.approx(float(losses @ torch.tensor([0.5, 3, 3])) / 3)
+    weighted = torch.nn.functional.cross_entropy(logits, batch["labels"], weight=torch.tensor([1, 0.5, 7, 3]))
+    assert loss != pytest.approx(weighted.item(), rel=0.1)  # torch's own: a batch of one class would be unweighted
+    alone = make_model(class_weights=[1, 0.5, 7, 3])
+    targets = torch.eye(4)[batch["labels"]]
+    assert alone._loss(logits, targets).item() == pytest.approx(loss)  # as MixUp and CutMix give them
+
+
+def test_class_weights_weigh_the_yes_of_a_class_that_comes_with_others(make_trainer):
+    batch = make_batch([1, 3])
+    batch["labels"] = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0]])
+    loss, logits = loss_of(make_model(multi_label=True, class_weights=[4, 1, 1, 2]), batch, make_trainer)
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, batch["labels"], reduction="none")
+    each[0, 0] *= 4
+    each[0, 3] *= 2
+    assert loss == pytest.approx(each.mean().item())
+
+
+class Counted(Data):
+    """Of the classes, some come more often than others."""
+
+    train_counts = (6.0, 2.0, 0.0, 4.0)
+
+    def train_dataloader(self):
+        return loader(make_batch([1, 3, 3]))
+
+    def samples_of(self, stage):
+        return range(12)
+
+
+def test_balanced_class_weights_are_those_of_the_training_data(make_trainer, caplog):
+    caplog.set_level(logging.INFO)
+    model = make_model(class_weights="balanced")
+    loss, logits = loss_of(model, make_batch([1, 3, 3]), make_trainer, Counted(CLASSES))
+    losses = torch.nn.functional.cross_entropy(logits, torch.tensor([1, 3, 3]), reduction="none")
+    assert loss == pytest.approx(float(losses @ torch.tensor([2.0, 1.0, 1.0])) / 3)
+    assert model.hparams["class_weights"] == "balanced"  # of other data they are others
+    assert "class weights of the loss: 0.667 to 2" in caplog.text
+    with pytest.raises(InputError, match="'balanced' needs to know how often each class comes"):
+        make_trainer(fast_dev_run=True).fit(make_model(class_weights="balanced"), loader(*TRAIN))
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ("equal", "class_weights must be 'balanced' or a list of 4 numbers, got 'equal'"),
+        (2.0, "class_weights must be 'balanced' or a list of 4 numbers, got 2.0"),
+        ([1, 2], "class_weights has 2 numbers, and there are 4 classes"),
+        ([1, 1, 1, -1], "each of class_weights must be a number of 0 or more, got -1"),
+        ([0, 0, 0, 0], "class_weights are all 0"),
+    ],
+)
+def test_class_weights_that_cannot_be_are_refused(weights, message):
+    with pytest.raises(InputError, match=message):
+        make_model(class_weights=weights)
+
+
 def test_training_takes_every_view_as_a_clip_of_the_same_label(make_trainer):
     model = make_model()
     batch = make_batch([1, 3], views=2)

@@ -6,6 +6,7 @@ import itertools
 import logging
 import os
 import signal
+from collections import Counter
 
 import lightning as L
 import pytest
@@ -14,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_csn.data.order import Draw, ResumableLoader, TrainOrder, draw_seed
+from lightning_csn.data.order import Draw, ResumableLoader, TrainOrder, draw_seed, expected_counts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -90,6 +91,57 @@ def test_an_epoch_of_other_samples_begins_anew(caplog):
         order.load_state_dict({"seed": 0, "epoch": 2, "position": 8, "num_samples": 8})
     assert list(order) == []  # that epoch is over
     assert caplog.text == ""
+
+
+LABELS = [0] * 17 + [1] * 5 + [2] * 2 + [3] * 6
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+@pytest.mark.parametrize("processes", [1, 2, 7])
+def test_a_balanced_epoch_has_of_every_class_what_is_its_due_and_is_shared_evenly(balance, processes):
+    sizes = Counter(LABELS)
+    shares = {label: size ** (1 - balance) for label, size in sizes.items()}
+    seen = Counter()
+    for epoch in range(20):
+        one = TrainOrder(30, seed=3, labels=LABELS, balance=balance)
+        one.set_epoch(epoch)
+        whole = list(one)
+        found = Counter(LABELS[draw.index] for draw in whole)
+        for label, share in shares.items():
+            assert abs(found[label] - 30 * share / sum(shares.values())) < 1
+        assert len(whole) == len({draw.seed for draw in whole}) == 30  # a clip that comes twice is cut twice
+        rare = Counter(draw.index for draw in whole if LABELS[draw.index] == 2)
+        assert max(rare.values()) - min(rare.values()) <= 1
+        seen.update(draw.index for draw in whole)
+        several = orders(30, processes, labels=LABELS, balance=balance)
+        for order in several:
+            order.set_epoch(epoch)
+        merged = [draw for step in zip(*several, strict=True) for draw in step]
+        assert merged[:30] == whole
+    assert len(seen) == 30  # of a frequent class others in each epoch
+    assert indices(one)[:10] != sorted(indices(one)[:10])
+
+
+def test_a_balanced_epoch_goes_on_on_other_processes():
+    whole = list(TrainOrder(30, seed=3, labels=LABELS, balance=1.0))
+    resumed = orders(30, 2, labels=LABELS, balance=1.0)
+    for order in resumed:
+        order.load_state_dict({"seed": 3, "epoch": 0, "position": 12, "num_samples": 30})
+    merged = [draw for step in zip(*resumed, strict=True) for draw in step]
+    assert merged == whole[12:]
+
+
+def test_without_a_balance_every_sample_comes_once_in_the_order_of_before():
+    assert list(TrainOrder(30, seed=3, labels=LABELS, balance=0.0)) == list(TrainOrder(30, seed=3))
+
+
+def test_samples_of_several_classes_come_as_the_rarest_of_them():
+    labels = [(0,), (0,), (0, 1), (), (0,)]
+    expected = expected_counts(labels, 1.0)
+    assert expected == pytest.approx([5 / 8, 5 / 8, 20 / 8, 5 / 8, 5 / 8])  # 0 is there four times, 1 once
+    assert expected_counts([(), ()], 1.0) == [1.0, 1.0]
+    draws = list(TrainOrder(5, seed=0, labels=labels, balance=1.0))
+    assert Counter(draw.index for draw in draws)[2] in (2, 3)
 
 
 class Numbers(Dataset):

@@ -11,12 +11,15 @@ import itertools
 import logging
 import math
 import weakref
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
+
+from lightning_csn.data.samples import Label, numbers_of
 
 _log = logging.getLogger(__name__)
 
@@ -50,6 +53,24 @@ def batch_seed(seeds: Iterable[int]) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
+def expected_counts(labels: Sequence[Label], balance: float) -> list[float]:
+    """How often each sample comes in an epoch of as many draws, in the mean.
+
+    balance: 0 takes each once; 1 takes every class as often, and in between a class of n samples comes in proportion
+        to n ** (1 - balance). The samples of a class come alike. One of several classes comes as its rarest does, one
+        of none as the most frequent class.
+
+    >>> expected_counts([0, 0, 0, 1], 1.0)
+    [0.6666666666666666, 0.6666666666666666, 0.6666666666666666, 2.0]
+    """
+    sizes = Counter(number for label in labels for number in numbers_of(label))
+    most = max(sizes.values(), default=1)
+    rarest = [min((sizes[number] for number in numbers_of(label)), default=most) for label in labels]
+    weights = [size**-balance for size in rarest]
+    whole = math.fsum(weights)
+    return [len(labels) * weight / whole for weight in weights]
+
+
 class TrainOrder(DistributedSampler[Draw]):
     """The samples of an epoch, shuffled anew in each, of which every process gets as many.
 
@@ -61,6 +82,9 @@ class TrainOrder(DistributedSampler[Draw]):
     begins an epoch at its first sample, but for the epoch whose place was loaded.
 
     num_samples: of the data set. seed: of the run; the same on all processes.
+    labels, balance: with a balance above 0, an epoch has as many samples, but some of them several times, with other
+        random changes, and others not at all: see `expected_counts`, from which no sample's and no class's count is
+        further away than 1. Which ones is drawn anew in each epoch.
 
     >>> order = TrainOrder(4, seed=0)
     >>> [draw.index for draw in order], order.set_epoch(1), [draw.index for draw in order]
@@ -68,26 +92,57 @@ class TrainOrder(DistributedSampler[Draw]):
     >>> order.load_state_dict({"seed": 0, "epoch": 1, "position": 3, "num_samples": 4})
     >>> [draw.index for draw in order]
     [1]
+    >>> sorted(draw.index for draw in TrainOrder(4, seed=0, labels=[0, 0, 0, 1], balance=1.0))
+    [1, 2, 3, 3]
     """
 
     def __init__(
-        self, num_samples: int, *, seed: int, world_size: int = 1, rank: int = 0, shuffle: bool = True
+        self,
+        num_samples: int,
+        *,
+        seed: int,
+        world_size: int = 1,
+        rank: int = 0,
+        shuffle: bool = True,
+        labels: Sequence[Label] = (),
+        balance: float = 0.0,
     ) -> None:
         samples: Any = range(num_samples)  # no more than its length is asked for
         super().__init__(samples, num_replicas=world_size, rank=rank, shuffle=shuffle, seed=seed)
         self.count = num_samples
+        self._expected = expected_counts(labels, balance) if balance else []
+        # One class after the other: then what is rounded up in one place and down in another is of one class.
+        self._classes: dict[Label, list[int]] = {}
+        for index, label in enumerate(labels):
+            self._classes.setdefault(label, []).append(index)
         self.position = 0  # where the order of this epoch is taken up
         self.before_epoch: Callable[[], Callable[[], None] | None] = lambda: None  # the loader's, or a dead reference
 
     def __iter__(self) -> Iterator[Draw]:
+        # A sample that comes again is numbered beyond the others, for another seed.
         numbers = list(range(self.count))
+        generator = torch.Generator().manual_seed(draw_seed(self.seed, self.epoch, _WHOLE_EPOCH))
+        if self._expected:
+            counts = self._draw_counts(generator)
+            numbers = [index + again * self.count for index in numbers for again in range(counts[index])]
         if self.shuffle:
-            generator = torch.Generator().manual_seed(draw_seed(self.seed, self.epoch, _WHOLE_EPOCH))
-            numbers = torch.randperm(self.count, generator=generator).tolist()
+            numbers = [numbers[place] for place in torch.randperm(self.count, generator=generator).tolist()]
         rest = numbers[self.position :]
         rest += itertools.islice(itertools.cycle(numbers), -len(rest) % self.num_replicas)
-        for index in rest[self.rank :: self.num_replicas]:
-            yield Draw(index, draw_seed(self.seed, self.epoch, index))
+        for number in rest[self.rank :: self.num_replicas]:
+            yield Draw(number % self.count, draw_seed(self.seed, self.epoch, number))
+
+    def _draw_counts(self, generator: torch.Generator) -> list[int]:
+        """How often each sample comes in an epoch, by systematic sampling: in the sum exactly as many as there are."""
+        places = torch.rand(self.count, generator=generator).tolist()  # within a class
+        reached = (int(torch.randint(2**20, (), generator=generator)) + 0.5) / 2**20  # no sum's error reaches 0 or 1
+        counts = [0] * self.count
+        for same in self._classes.values():
+            for index in sorted(same, key=places.__getitem__):
+                before = math.floor(reached)
+                reached += self._expected[index]
+                counts[index] = math.floor(reached) - before
+        return counts
 
     def __len__(self) -> int:
         """How many samples a whole epoch has for this process."""

@@ -7,6 +7,11 @@ from typing import NamedTuple
 Label = int | tuple[int, ...]  # the number of a class, -1 unknown; or the numbers of several, ascending, maybe none
 
 
+def numbers_of(label: Label) -> tuple[int, ...]:
+    """The numbers of one label or of several."""
+    return (label,) if isinstance(label, int) else tuple(label)
+
+
 class Part(NamedTuple):
     """A part of a video: from `start` up to `end`, which is not included, counted from the first frame.
 
