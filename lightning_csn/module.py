@@ -29,6 +29,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec
+from lightning_csn.distillation import Teacher, distillation_loss
 from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 from lightning_csn.metrics import (
@@ -131,6 +132,13 @@ class LitCSN(L.LightningModule):
             is without. train_top1 then counts the clips whose likeliest class is the heavier one of their two.
         cutmix: Alpha of CutMix in training, such as 1.0: a box of one clip is set into another. 0 is without; with
             mixup too, each batch has one of them.
+        teacher: Trained network to learn from as well: name, address, file or folder, as `pretrained`. It sees the same
+            clips, mixed or not, in its own colours; its classes are matched by name. It is read when training begins,
+            and is not in checkpoints.
+        distill_weight: Share of the loss, 0 to 1, that is the distance from the teacher's answers; the rest is of the
+            labels.
+        distill_temperature: What the logits of both are divided by before; more than 1 tells more of what the teacher
+            holds likely beside its first answer.
         multi_label: Whether a video may have several labels or none. Each class is then judged by itself: sigmoid for
             softmax, binary cross entropy, and the mean average precision for top-1, top-5 and F1; there is no
             train_top1. None is what the head of `pretrained` was trained for, and else one label.
@@ -178,6 +186,9 @@ class LitCSN(L.LightningModule):
         class_weights: Sequence[float] | str | None = None,
         mixup: float = 0.0,
         cutmix: float = 0.0,
+        teacher: str | None = None,
+        distill_weight: float = 0.5,
+        distill_temperature: float = 2.0,
         multi_label: bool | None = None,
         views_per_pass: int = 8,
         average: str = "probabilities",
@@ -190,6 +201,12 @@ class LitCSN(L.LightningModule):
         check_number("mixup", mixup, 0)
         check_number("cutmix", cutmix, 0)
         check_number("label_smoothing", label_smoothing, 0, 1)
+        check_number("distill_weight", distill_weight, 0, 1)
+        check_number("distill_temperature", distill_temperature, 0)
+        if distill_temperature == 0:
+            raise InputError("distill_temperature must be above 0, such as 2")
+        if isinstance(teacher, Path):
+            teacher = str(teacher.expanduser().absolute())  # "weights" would be a name
         training: dict[str, Any] = {
             "optimizer": optimizer,
             "lr": lr,
@@ -245,12 +262,13 @@ class LitCSN(L.LightningModule):
         check_class_weights(class_weights, self.num_classes)
         # "balanced" is known when training begins.
         self._class_weights = None if isinstance(class_weights, str | None) else torch.tensor(list(class_weights))
+        self._teacher: Teacher | None = None  # while training lasts
         self._mix = make_mixer(self.num_classes, mixup, cutmix)
         # Of the evaluation that is going on: number, message, and whether a gray clip stands for the video.
         self._unreadable: dict[int, tuple[str, bool]] = {}
         self._told: set[tuple[str, int]] = set()  # stage and number
         self._views = 0
-        self._counted = torch.zeros(5)  # in this epoch of training, by this process; see _counted_by_all
+        self._counted = torch.zeros(6)  # in this epoch of training, by this process; see _counted_by_all
         self.save_hyperparameters(
             plain(
                 architecture=self.network.architecture,
@@ -264,6 +282,9 @@ class LitCSN(L.LightningModule):
                 class_weights=class_weights if isinstance(class_weights, str | None) else list(class_weights),
                 mixup=mixup,
                 cutmix=cutmix,
+                teacher=teacher,
+                distill_weight=distill_weight,
+                distill_temperature=distill_temperature,
                 multi_label=multi_label,
                 views_per_pass=views_per_pass,
                 average=average,
@@ -423,7 +444,7 @@ class LitCSN(L.LightningModule):
         self._tell("train", read_unreadable(batch))
         # View by view: neighbours, which MixUp and CutMix mix, are of different videos.
         targets = torch.cat([labels] * clips.shape[1])  # (V*B,) or (V*B, K)
-        right = torch.zeros((), device=self.device)
+        right = distance = torch.zeros((), device=self.device)
         if len(labels) == 0:
             loss = self._nothing_to_learn()
         else:
@@ -433,6 +454,12 @@ class LitCSN(L.LightningModule):
                 inputs, targets = self._mix(inputs, targets if self.multi_label else one_hot(targets, self.num_classes))
             logits = self.network(inputs)  # (V*B, K)
             loss = self._loss(logits, targets)
+            if self._teacher is not None:
+                h = self.hparams
+                distance = distillation_loss(
+                    logits, self._teacher.logits(inputs), h["distill_temperature"], multi_label=self.multi_label
+                )
+                loss = (1 - h["distill_weight"]) * loss + h["distill_weight"] * distance
             if not self.multi_label:
                 heavier = targets.argmax(-1) if targets.ndim == 2 else targets
                 right = (logits.argmax(-1) == heavier).float().sum()
@@ -440,21 +467,23 @@ class LitCSN(L.LightningModule):
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=count)
         unreadable, short = len(batch["unreadable"]), batch["short"].float().sum()
         counts = (torch.tensor(float(number), device=self.device) for number in (count, unreadable))
-        counted = torch.stack([*counts, short, loss.detach().float() * count, right])
+        counted = torch.stack([*counts, short, loss.detach().float() * count, right, distance.detach() * count])
         self._counted = self._counted.to(self.device) + counted
         return loss
 
     def on_train_epoch_start(self) -> None:
         """An epoch begins with nothing counted; one that is resumed in its middle goes on counting."""
-        self._counted = torch.zeros(5)
+        self._counted = torch.zeros(6)
 
     def on_train_epoch_end(self) -> None:
         """Log the figures of an epoch, over all processes and what was trained of it before a resume."""
-        clips, unreadable, short, loss, right = self._counted_by_all().tolist()
-        self._counted = torch.zeros(5)
+        clips, unreadable, short, loss, right, distance = self._counted_by_all().tolist()
+        self._counted = torch.zeros(6)
         figures = {"train_loss_epoch": loss / max(clips, 1), "train_unreadable": unreadable, "train_short": short}
         if not self.multi_label:
             figures["train_top1"] = right / max(clips, 1)
+        if self._teacher is not None:
+            figures["train_distill"] = distance / max(clips, 1)
         self.log_dict(figures, reduce_fx="max", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -474,7 +503,7 @@ class LitCSN(L.LightningModule):
         """
         trainer = self._trainer
         if trainer is None or trainer.is_global_zero:
-            self._counted = torch.tensor(checkpoint.get("train_counted", [0.0] * 5))
+            self._counted = torch.tensor((checkpoint.get("train_counted", []) + [0.0] * 6)[:6])
         averages = checkpoints.averaging_text(checkpoint)
         if averages is None:
             return
@@ -487,7 +516,9 @@ class LitCSN(L.LightningModule):
             )
 
     def _counted_by_all(self) -> Tensor:
-        """What all processes have counted of this epoch: clips, unreadable and short videos, loss, and right ones."""
+        """What all processes have counted of this epoch: clips, unreadable and short videos, loss, right ones, and
+        the distance from the teacher.
+        """
         counted = self._counted.to(self.device)
         if self._trainer is None:
             return counted
@@ -625,8 +656,12 @@ class LitCSN(L.LightningModule):
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
             self._balance(data)
         names = getattr(data, "classes", None)
-        if names is None:
-            return
+        if names is not None:
+            self._compare_classes(names, stage)
+        if stage == "fit":
+            self._find_teacher()
+
+    def _compare_classes(self, names: list[str], stage: str) -> None:
         if len(names) > self.num_classes or (stage == "fit" and len(names) != self.num_classes):
             raise InputError(
                 f"the data has {len(names)} classes and the model {self.num_classes}; "
@@ -640,6 +675,22 @@ class LitCSN(L.LightningModule):
                 f"the data has the model's classes in another order: label {label} is {names[label]!r} in the data "
                 f"and {self.classes[label]!r} in the model"
             )
+
+    def _find_teacher(self) -> None:
+        source = self.hparams["teacher"]
+        self._teacher = None
+        if source is not None and self.hparams["distill_weight"]:
+            self._teacher = Teacher(
+                source,
+                clip=self.clip,
+                classes=self.classes,
+                num_classes=self.num_classes,
+                multi_label=self.multi_label,
+            )
+
+    def teardown(self, stage: str) -> None:
+        """The teacher has nothing to say after training."""
+        self._teacher = None
 
     def _balance(self, data: Any) -> None:
         """Take the class weights from the training data."""
@@ -669,6 +720,8 @@ class LitCSN(L.LightningModule):
                 config.scheduler.follow(self.trainer)
         if self._class_weights is not None:
             self._class_weights = self._class_weights.to(self.device)
+        if self._teacher is not None:
+            self._teacher.to(self.device)
 
     def on_test_start(self) -> None:
         """Nothing is left of a test that was interrupted, nor of weights that are no more."""

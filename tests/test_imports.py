@@ -21,6 +21,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "unfreezing",
         "mixing",
         "ema",
+        "distillation",
         "scores",
         "datamodule",
         "predict",
