@@ -422,6 +422,39 @@ def test_fit_says_what_is_wrong_with_the_class_folders(videos, options, message,
     assert f"error: {message.format(tmp_path)}" in capsys.readouterr().err
 
 
+def test_a_config_asks_for_stochastic_depth_in_training_alone(tmp_path, split_folder, monkeypatch):
+    config = tmp_path / "deep.yaml"
+    config.write_text("model:\n  architecture: ircsn_tiny\n  network: {drop_path: 0.75}\n  class_weights: balanced\n")
+    left_out = {"training_step": [], "validation_step": []}
+
+    def watch(name):
+        step = getattr(LitCSN, name)
+
+        def watched(self, *args):
+            def count(module, inputs, output):  # clips whose whole branch is 0
+                left_out[name].append((output.flatten(1) == 0).all(1).float().mean().item())
+
+            last = self.network.stage4[0].drop_path
+            assert last.drop_prob == 0.75
+            handle = last.register_forward_hook(count)
+            try:
+                return step(self, *args)
+            finally:
+                handle.remove()
+
+        monkeypatch.setattr(LitCSN, name, watched)
+
+    for name in left_out:
+        watch(name)
+    options = [f"--data.root={split_folder}", *SMALL, *QUIET, f"--trainer.default_root_dir={tmp_path / 'runs'}"]
+    assert main(["fit", f"--config={config}", *options, "--trainer.max_epochs=2"]) == 0
+    assert 0.4 < sum(left_out["training_step"]) / len(left_out["training_step"]) < 1
+    assert not any(left_out["validation_step"])
+    held = hyper_parameters(tmp_path / "runs" / "last.ckpt")
+    assert held["network"]["drop_path"] == 0.75
+    assert held["class_weights"] == "balanced"
+
+
 def test_a_config_that_is_no_text_is_named(tmp_path, capsys):
     garbage = tmp_path / "garbage.pth"
     garbage.write_bytes(b"\x80\x02\xff")
