@@ -159,8 +159,14 @@ def configure(
 ) -> tuple[torch.optim.Optimizer, RateSchedule]:
     """The optimiser of a training, and what sets its learning rates; the log says those that are not `lr`.
 
-    Raises InputError where the schedule needs an end, or epochs of a known length, that the training has not.
+    Raises InputError where the schedule needs an end, or epochs of a known length, that the training has not, and where
+    a search for lr or batch size is to begin in a run that goes on.
     """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]  # set by Lightning's connector
+    for callback in callbacks:
+        if trainer.ckpt_path is not None and isinstance(callback, LearningRateFinder | BatchSizeFinder):
+            name = type(callback).__name__  # it loads a checkpoint of its own, and then nothing else is loaded
+            raise InputError(f"{name} would lose the state of the run that is to go on; leave it out of a resumed run")
     trainer.fit_loop.setup_data()  # without it, the length of an epoch is known only sometimes
     scale = batch_scale(options, trainer)
     optimizer = create_optimizer(network, options, scale)
@@ -275,16 +281,14 @@ def check_callbacks(trainer: L.Trainer, options: Mapping[str, Any]) -> None:
                 "schedule of the learning rate knows nothing of parameters that it adds later; use GradualUnfreezing "
                 "of lightning_csn, or stage_lrs with 0 for what shall not learn"
             )
-        if trainer.state.fn != TrainerFn.FITTING or not isinstance(callback, LearningRateFinder | BatchSizeFinder):
+        if trainer.state.fn != TrainerFn.FITTING or not isinstance(callback, LearningRateFinder):
             continue
-        if trainer.ckpt_path is not None:
-            raise InputError(f"{name} would lose the state of the run that is to go on; leave it out of a resumed run")
-        if isinstance(callback, LearningRateFinder) and not alike:
+        if not alike:
             raise InputError(
                 f"{name} tries one rate for the whole network, which layer_decay, head_lr and stage_lrs tell apart; "
                 "find lr without these options, then train with them"
             )
-        if isinstance(callback, LearningRateFinder) and options["lr_batch"] is not None:
+        if options["lr_batch"] is not None:
             raise InputError(f"{name} finds the lr for the batches as they are; leave lr_batch out")
 
 
