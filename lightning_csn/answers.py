@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import filelock
+
 from lightning_csn.data.samples import Part, Sample
 from lightning_csn.errors import InputError
 
@@ -58,6 +60,8 @@ class Answers:
     paths, so that there may be more or fewer of them by then. What could not be read is to be tried again. Files of the
     same paths that hold something else by now are not noticed. Memory holds a few words for each video.
 
+    From `take_up` to `close` or `finish` no other run can take up the same path.
+
     Raises InputError for a path that has none of the endings, for .parquet where pyarrow is missing, and where files
     cannot be written.
     """
@@ -75,6 +79,7 @@ class Answers:
         self._write_all = WRITERS[ending]
         self._run = uuid.uuid4().hex[:12]
         self._file: BinaryIO | None = None
+        self._lock: filelock.BaseFileLock | None = None
 
     @property
     def folder(self) -> Path:
@@ -84,8 +89,30 @@ class Answers:
     def take_up(self, about: Mapping[str, Any]) -> set[Key]:
         """The videos that a stopped run has answered.
 
-        about: plain values that the answers depend on; InputError where those of the stopped run are others.
+        about: plain values that the answers depend on; InputError where those of the stopped run are others, and where
+        that run goes on.
         """
+        with self._telling():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(self.folder / "lock")
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout as error:  # an OSError too
+                raise InputError(
+                    f"{self.path}: another run is writing these answers at this moment; wait for it, or give another "
+                    "file"
+                ) from error
+            except NotImplementedError:
+                _log.warning("%s: no locks on this file system; let no other run write these answers", self.folder)
+            else:
+                self._lock = lock
+        try:
+            return self._take_up(about)
+        except InputError:
+            self.close()
+            raise
+
+    def _take_up(self, about: Mapping[str, Any]) -> set[Key]:
         wanted = {"version": VERSION, **about}
         for part in self._parts():
             with open(part, "rb") as file:
@@ -112,11 +139,25 @@ class Answers:
             self._file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "surrogateescape"))
             self._file.flush()
 
+    def close_part(self) -> None:
+        """Let go of the file of this process, whose records are written."""
+        file, self._file = self._file, None
+        if file is not None:
+            with self._telling():
+                file.close()  # which writes what a full disk has refused before
+
     def close(self) -> None:
-        """Let go of the file of this process."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        """The same, and let other runs take up the path."""
+        try:
+            self.close_part()
+        finally:
+            lock, self._lock = self._lock, None
+            if lock is not None:
+                with contextlib.suppress(OSError):  # Windows removes no open file
+                    Path(lock.lock_file).unlink()  # before it is released: nobody takes a lock that is about to go
+                lock.release()
+                with contextlib.suppress(OSError):
+                    self.folder.rmdir()  # unless there are answers in it
 
     def finish(
         self,
@@ -129,7 +170,15 @@ class Answers:
         written: what they say that they have written; InputError where that is not there. check: called with each
         record.
         """
-        self.close()
+        try:
+            return self._finish(samples, written, check)
+        finally:
+            self.close()
+
+    def _finish(
+        self, samples: Sequence[Sample], written: Iterable[Key], check: Callable[[Record], object] | None
+    ) -> Counts:
+        self.close_part()
         places = self._places()
         if missing := sorted(path for path, _ in set(written) - places.keys()):
             raise InputError(
@@ -170,6 +219,7 @@ class Answers:
         try:
             for part in self._parts():
                 part.unlink()
+            self.close()
             if self.folder.is_dir():
                 self.folder.rmdir()
         except OSError as error:  # the file is there; with the folder beside it, a run would go on with that

@@ -249,9 +249,9 @@ def write_answers(
             for answer in found:
                 answers.write(about, [record_of(answer)])
                 bar.update()
+        return answers.finish(samples, check=check)
     finally:
         answers.close()
-    return answers.finish(samples, check=check)
 
 
 def record_of(answer: Prediction | Unreadable) -> Record:
@@ -371,7 +371,7 @@ class PredictionWriter(BasePredictionWriter):
 
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the file of what all processes have found."""
-        self.answers.close()
+        self.answers.close_part()
         written = gather(self._written)
         keys = {(self._samples[number].path, self._samples[number].part) for number in written}
         self.counts = on_first_process(trainer, lambda: self.answers.finish(self._samples, keys))

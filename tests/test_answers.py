@@ -142,6 +142,53 @@ def test_answers_of_another_network_are_refused(tmp_path):
         Answers(tmp_path / "a.jsonl", top=2).take_up({"network": "cd" * 32, "clips": 3})
 
 
+def test_one_run_at_a_time_writes_the_answers(tmp_path):
+    first = Answers(tmp_path / "a.jsonl", top=2)
+    first.take_up(ABOUT)
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"a\.jsonl: another run is writing these answers at this moment; wait"):
+            Answers(tmp_path / "a.jsonl", top=2).take_up(ABOUT)
+    first.write(ABOUT, RECORDS[:1])
+    first.close()
+    second = Answers(tmp_path / "a.jsonl", top=2)
+    assert second.take_up(ABOUT) == {("a.mp4", None)}
+    second.finish(SAMPLES)
+    assert Answers(tmp_path / "a.jsonl", top=2).take_up(ABOUT) == set()
+
+
+def test_a_run_without_answers_leaves_nothing(tmp_path):
+    found = Answers(tmp_path / "a.jsonl", top=2)
+    found.take_up(ABOUT)
+    found.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_that_is_refused_lets_others_in(tmp_path):
+    stopped = Answers(tmp_path / "a.jsonl", top=2)
+    stopped.write(ABOUT, RECORDS[:1])
+    stopped.close()
+    with pytest.raises(InputError, match="answers of another run"):
+        Answers(tmp_path / "a.jsonl", top=2).take_up({})
+    assert Answers(tmp_path / "a.jsonl", top=2).take_up(ABOUT) == {("a.mp4", None)}
+
+
+def test_a_folder_that_cannot_be_made_is_told_before_anything_is_read(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"a\.jsonl: the answers cannot be written: Not a directory"):
+        Answers(tmp_path / "file" / "a.jsonl", top=2).take_up(ABOUT)
+
+
+def test_a_disk_that_is_full_is_told_in_a_sentence(tmp_path):
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("a device that is always full is Linux's")
+    found = Answers(tmp_path / "a.jsonl", top=2)
+    found._file = full.open("wb")
+    for step in (lambda: found.write(ABOUT, RECORDS), found.close):  # closing tries to write once more
+        with pytest.raises(InputError, match=r"a\.jsonl: the answers cannot be written: No space left on device"):
+            step()
+
+
 def test_answers_that_other_machines_keep_to_themselves_are_missed(tmp_path):
     with pytest.raises(InputError, match=r"the answers for 1 video, b\.mp4 the first, that are not there"):
         Answers(tmp_path / "a.jsonl", top=2).finish(SAMPLES, {("b.mp4", None)})
