@@ -66,7 +66,8 @@ def classify_options(parser: ArgumentParser) -> None:
         default=DEFAULT_MODEL,
         metavar="NAME|FILE|FOLDER|ADDRESS",
         help=f"whose classes; default %(default)s, which comes with the package and knows eight kinds of motion. "
-        f"{KINETICS_MODEL} knows the 400 activities of Kinetics; 'lightning-csn checkpoints' lists all",
+        f"{KINETICS_MODEL} knows the 400 activities of Kinetics; 'lightning-csn checkpoints' lists all. A file is one "
+        "that fit wrote (.ckpt), weights of any project, or what 'lightning-csn export' wrote (.onnx, .xml, .pt2)",
     )
     parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
     parser.add_argument(
@@ -82,8 +83,8 @@ def classify_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--output",
         metavar="FILE",
-        help="the answers for any number of videos, in a file that ends in .jsonl, .csv or .parquet; the same command "
-        "goes on with a run that was stopped",
+        help="the answers for any number of videos, in a file that ends in .jsonl, .csv or .parquet (which needs "
+        "lightning-csn[parquet]); the same command goes on with a run that was stopped",
     )
     parser.add_argument("--sheet", metavar="OUT.png", help="a picture too: frames of every video with the answer")
     parser.add_argument(
@@ -91,7 +92,10 @@ def classify_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default the GPU where there is one")
     parser.add_argument(
-        "--exact", action="store_true", help="run the network as it was trained, and not its quicker form"
+        "--exact",
+        action="store_true",
+        help="run the network layer by layer as it was trained, and not its folded form, which is quicker and equal "
+        "but for rounding",
     )
     parser.add_argument(
         "--workers", type=natural, metavar="N", help="processes that read videos; default one per processor, 8 at most"
@@ -116,8 +120,9 @@ def run_classify(args: Namespace) -> int:
     from lightning_csn.answers import Answers
     from lightning_csn.models.fold import keep_memory
     from lightning_csn.module import LitCSN
-    from lightning_csn.runner import choose_device
+    from lightning_csn.runner import ExportedNetwork, choose_device, refuse_exact
 
+    refuse_exact(args.model, args.exact)
     device = choose_device(args.device)
     answers = None if args.output is None else Answers(args.output, top=args.top)
     paths = find_videos(args.videos)
@@ -128,12 +133,17 @@ def run_classify(args: Namespace) -> int:
         )
     keep_memory()
     model = LitCSN.from_pretrained(args.model).to(device)
+    if isinstance(model.network, ExportedNetwork):
+        model.network.run_on(args.device)
     model.exact = args.exact
     return show_answers(args, model, paths) if answers is None else write_answers(args, model, paths, answers)
 
 
 def find_videos(named: Sequence[str]) -> list[str]:
-    """The videos that are named, and all of those in the folders that are; InputError for a folder without any."""
+    """The videos that are named, and all of those in the folders that are, each once.
+
+    InputError for a folder without any.
+    """
     from lightning_csn.data.annotations import list_videos
 
     paths: list[str] = []
@@ -142,7 +152,10 @@ def find_videos(named: Sequence[str]) -> list[str]:
         if not found:
             raise InputError(f"{name}: no videos in this folder")
         paths += found
-    return paths
+    once = list(dict.fromkeys(paths))
+    if twice := len(paths) - len(once):
+        note(f"{twice} video{'s are' if twice != 1 else ' is'} named more than once, and answered once")
+    return once
 
 
 def write_answers(args: Namespace, model: LitCSN, paths: Sequence[str], answers: Answers) -> int:
@@ -168,7 +181,8 @@ def write_answers(args: Namespace, model: LitCSN, paths: Sequence[str], answers:
     if times.videos:
         note(str(times))
     if counts.short:
-        note(f"{counts.short} videos are shorter than a clip of {args.model}, so their last frame is repeated")
+        videos = f"{counts.short} videos are" if counts.short != 1 else "1 video is"
+        note(f"{videos} shorter than a clip of {args.model}; the last frame is repeated")
     if args.labelled:
         note(f"{right} of {counts.videos - counts.unreadable} answers are the name of the video's folder")
     if counts.unreadable:

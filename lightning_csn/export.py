@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import logging
 import os
 import shutil
@@ -35,6 +36,7 @@ from lightning_csn import __version__
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.models.fold import fold
+from lightning_csn.predict import evaluating
 from lightning_csn.runner import (
     DYNAMIC,
     INPUT,
@@ -43,8 +45,10 @@ from lightning_csn.runner import (
     RECORD_KEY,
     ExportRecord,
     Runner,
+    first_line,
     load_runner,
     need,
+    sha256_of,
     versions_of,
 )
 
@@ -53,6 +57,8 @@ if TYPE_CHECKING:
 
     from lightning_csn.data.samples import Part, Sample
     from lightning_csn.module import LitCSN
+
+_log = logging.getLogger(__name__)
 
 ENDINGS = {"onnx": ".onnx", "openvino": ".xml", "torch-export": ".pt2"}
 TOLERANCE = 1e-4  # of the largest logit: what another order of sums may change
@@ -135,14 +141,10 @@ def export(
     was there before is as it was.
     """
     out = Path(out).expanduser()
-    to = format_of(out, to)
+    to = check_target(out, to, int8=int8 is not None)
     check_choice("normalise", normalise, ("inside", "outside"))
     for one in dynamic:
         check_choice("each of dynamic", one, DYNAMIC)
-    if int8 is not None and to == "torch-export":
-        raise InputError("int8 is for onnx and openvino, not for torch-export")
-    for package in (*NEEDED[to], *(["nncf"] if int8 is not None else [])):
-        need(package, f"to export to {to}")
     record = ExportRecord(
         architecture=model.network.architecture,
         num_classes=model.num_classes,
@@ -155,13 +157,15 @@ def export(
         network=model.network.trunk_options,
         versions={"lightning_csn": __version__, **versions_of(["torch"])},
     )
-    tell("tracing the network")
-    program = trace(model, record)
     with beside(out) as folder:
+        tell("tracing the network")
+        program = trace(model, record)
         tell(f"converting it to {to}")
         versions, save = CONVERTERS[to](program, record, int8)
         record = dataclasses.replace(record, versions=record.versions | versions)
         save(record, folder / out.name)
+        if to == "openvino":
+            record = dataclasses.replace(record, weights=sha256_of([(folder / out.name).with_suffix(".bin")]).hex())
         runner = load_runner(folder / out.name, "cpu")
         batches = [*made_clips(record), *real]
         if int8 is None:
@@ -177,6 +181,18 @@ def export(
             raise InputError(f"{out}: saved twice, the file gives two answers; nothing was saved")
     files = sorted((out, out.with_suffix(".bin")) if to == "openvino" else (out,))
     return Exported(files, record)
+
+
+def check_target(out: Path, to: str | None, *, int8: bool) -> str:
+    """The format to export to; InputError where that cannot be: before any video is read or a network traced."""
+    to = format_of(out, to)
+    if out.is_dir():
+        raise InputError(f"{out}: this is a folder; name a file in it")
+    if int8 and to == "torch-export":
+        raise InputError("int8 is for onnx and openvino, not for torch-export")
+    for package in (*NEEDED[to], *(["nncf"] if int8 else [])):
+        need(package, f"to export to {to}{' in int8' * int8}")
+    return to
 
 
 def format_of(out: Path, to: str | None) -> str:
@@ -226,7 +242,7 @@ def trace(model: LitCSN, record: ExportRecord) -> ExportedProgram:
     shape = (2, 3, spec.frames, spec.test_crop, spec.test_crop)
     clips = torch.zeros(shape, dtype=torch.uint8 if inside else torch.float32)
     with quiet():
-        return torch.export.export(Graph(model, inside=inside).eval(), (clips,), dynamic_shapes=(axes,))
+        return torch.export.export(Graph(model, inside=inside).eval().cpu(), (clips,), dynamic_shapes=(axes,))
 
 
 # ---------------------------------------------------------------- to a file
@@ -275,7 +291,10 @@ def convert_to_openvino(
 
     def save(record: ExportRecord, path: Path) -> None:
         model.set_rt_info(record.to_json(), [RECORD_KEY])
-        openvino.save_model(model, path, compress_to_fp16=False)
+        try:
+            openvino.save_model(model, path, compress_to_fp16=False)
+        except RuntimeError as error:  # it does not say why
+            raise OSError(f"OpenVINO says {first_line(error)!r}, as on a full disk") from error
 
     return versions_of(["openvino"] + ["nncf"] * (int8 is not None)), save
 
@@ -286,8 +305,10 @@ def convert_to_program(
     """No further versions, and what saves a .pt2 file with the record in it."""
 
     def save(record: ExportRecord, path: Path) -> None:
+        content = io.BytesIO()  # torch ends the process where the disk is full
         with quiet():
-            torch.export.save(program, path, extra_files={RECORD_FILE: record.to_json()})
+            torch.export.save(program, content, extra_files={RECORD_FILE: record.to_json()})
+        path.write_bytes(content.getbuffer())
 
     return {}, save
 
@@ -380,7 +401,7 @@ def compare(model: LitCSN, runner: Runner, batches: Iterable[Tensor]) -> dict[st
     """
     clips, largest = 0, 0.0
     for batch in batches:
-        with torch.inference_mode():
+        with evaluating(model):
             expected = model.network(model.normalise(batch.to(model.device))).float().cpu()
         found = runner(batch).cpu()
         difference = (found - expected).abs().max() / expected.abs().max().clamp(min=1e-30)
@@ -400,7 +421,7 @@ def compare_answers(model: LitCSN, runner: Runner, int8: Quantisation) -> dict[s
     """
     answers = []
     for clip, label in int8.measured:
-        with torch.inference_mode():
+        with evaluating(model):
             logits = model.network(model.normalise(clip[None].to(model.device)))[0]
         answers.append((int(logits.argmax()), int(runner(clip[None])[0].argmax()), label))
     known = [(mine, its, label) for mine, its, label in answers if label is not None]
@@ -448,12 +469,21 @@ def read_quantisation(root: str, spec: ClipSpec, classes: Sequence[str] | None, 
 
     def read(samples: Sequence[Sample], most: int) -> list[tuple[Tensor, int | None]]:
         clips: list[tuple[Tensor, int | None]] = []
+        unreadable = 0
         for sample in samples[:: -(-len(samples) // most) or 1]:
-            label = numbers[found.classes[sample.label]] if known and isinstance(sample.label, int) else None
-            with contextlib.suppress(VideoError):
+            has_label = known and isinstance(sample.label, int) and sample.label >= 0  # -1 is unknown
+            label = numbers[found.classes[sample.label]] if has_label else None  # type: ignore[index]
+            try:
                 clips.append((read_clips_of(sample.path, spec, count=1, part=sample.part)[0], label))
+            except VideoError as error:
+                unreadable += 1
+                _log.warning("%s; int8 goes without it", error)
         if len(clips) < 2:
-            raise InputError(f"{root}: int8 needs two videos or more to calibrate on, and two to be judged by")
+            bad = f", and {unreadable} could not be read" if unreadable else ""
+            raise InputError(
+                f"{root}: int8 needs two videos or more to calibrate on, and two to be judged by; of one of the two "
+                f"there {'is' if len(clips) == 1 else 'are'} {len(clips)}{bad}"
+            )
         return clips
 
     return Quantisation([clip for clip, _ in read(first, CALIBRATION)], read(second, MEASURED), max_drop)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentParser, Namespace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.errors import InputError
@@ -44,7 +45,8 @@ def export_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--int8",
         metavar="DATA",
-        help="8 bits instead of 32, for onnx and openvino: calibrated on videos of this data set and judged by others",
+        help="8 bits instead of 32, for onnx and openvino: calibrated on training videos of this data set (a folder, "
+        "as for fit) and judged by those of its test or val split, or on one half and by the other",
     )
     parser.add_argument(
         "--max-drop",
@@ -57,23 +59,28 @@ def export_options(parser: ArgumentParser) -> None:
     parser.epilog = (
         "The file is put in its place when its runtime gives the network's own logits (to 1e-4 of the largest one);\n"
         "otherwise nothing is left. It holds what else is needed: how clips must look, mean and std, the classes.\n"
-        "ONNX needs lightning-csn[onnx], OpenVINO lightning-csn[openvino].\n\n"
+        "ONNX needs lightning-csn[onnx], OpenVINO lightning-csn[openvino], --int8 lightning-csn[int8] too.\n"
+        "A .pt2 is read by torch.export, which may run code in it: take such files only from whom you trust.\n\n"
         "examples:\n"
         "  lightning-csn export ircsn_tiny_motion model.onnx\n"
         "  lightning-csn classify holiday.mp4 --model model.onnx\n"
         "  lightning-csn export runs/last.ckpt --to openvino model.xml --check holiday.mp4\n"
-        "  lightning-csn export ircsn_152_ig65m model.onnx --normalise inside --dynamic length --dynamic size"
+        "  lightning-csn export ircsn_152_ig65m model.onnx --normalise inside --dynamic length --dynamic size\n"
+        "  lightning-csn export runs/last.ckpt small.onnx --int8 my_videos"
     )
 
 
 def run_export(args: Namespace) -> int:
     """Load, export, say what is there."""
-    from lightning_csn.export import export, read_clips_of, read_quantisation
+    from lightning_csn.export import check_target, export, read_clips_of, read_quantisation
     from lightning_csn.module import LitCSN
     from lightning_csn.runner import is_export
 
     if is_export(args.model):
         raise InputError(f"{args.model} is exported already; export the weights that it was made of")
+    if not 0 <= args.max_drop <= 100:
+        raise InputError(f"--max-drop must be from 0 to 100 points, got {args.max_drop:g}")
+    check_target(Path(args.out).expanduser(), args.to, int8=args.int8 is not None)
     model = LitCSN.from_pretrained(args.model)
     real = [read_clips_of(path, model.clip) for path in args.check]
     int8 = None

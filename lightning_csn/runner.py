@@ -27,6 +27,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -60,6 +61,7 @@ class ExportRecord:
     network: options of the network, which its graph has built in.
     versions: of what wrote the file, and of the operator set.
     checked: how far the file's logits were from the trained network's before it was put in place.
+    weights: SHA-256 of the file beside it that has its weights, where there is one.
     """
 
     architecture: str
@@ -73,6 +75,7 @@ class ExportRecord:
     network: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     checked: dict[str, Any] = field(default_factory=dict)
+    weights: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -194,7 +197,7 @@ class OnnxRunner(ExportRunner):
         chosen = (provider, {"device_id": device.index or 0}) if device.type == "cuda" else provider
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[chosen])
-        except (errors.Fail, errors.InvalidArgument, errors.InvalidGraph, errors.InvalidProtobuf) as error:
+        except tuple(getattr(errors, name) for name in ONNX_ERRORS) as error:
             raise InputError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         record = ExportRecord.from_json(metadata.get(RECORD_KEY), str(path))
@@ -227,15 +230,28 @@ class OpenvinoRunner(ExportRunner):
 
         if device.type != "cpu":
             raise InputError(f"{path}: OpenVINO runs here on the cpu, not on {device.type}")
+        with path.open("rb") as file:
+            if not file.read(64).lstrip().startswith(b"<"):  # OpenVINO would try all other formats, and say so
+                raise InputError(
+                    f"{path}: this is no file of OpenVINO, which is XML; 'lightning-csn export' writes such"
+                )
         if not path.with_suffix(".bin").is_file():
             raise InputError(f"{path}: {path.with_suffix('.bin').name} with the weights is not beside it")
         core = openvino_core()
         try:
             model = core.read_model(path)
         except RuntimeError as error:
-            raise InputError(f"{path}: OpenVINO cannot load it: {first_line(error)}") from error
+            raise InputError(
+                f"{path}: OpenVINO cannot load it; it or {path.with_suffix('.bin').name} is not whole, or they are of "
+                f"two exports: {first_line(error)}"
+            ) from error
         text = model.get_rt_info([RECORD_KEY]).astype(str) if model.has_rt_info([RECORD_KEY]) else None
         record = ExportRecord.from_json(text, str(path))
+        if record.weights not in (None, sha256_of([path.with_suffix(".bin")]).hex()):
+            raise InputError(
+                f"{path}: {path.with_suffix('.bin').name} beside it is of another export, or damaged; keep the two "
+                "files together that 'lightning-csn export' wrote"
+            )
         super().__init__(path, record, device)
         self.form = f"OpenVINO {openvino.__version__.split('-')[0]}, {record.precision}"
         options = {
@@ -258,8 +274,11 @@ class ProgramRunner(ExportRunner):
         super().__init__(path, ExportRecord.from_json(read_inside(path), str(path)), device)
         try:
             program = torch.export.load(path)
-        except (RuntimeError, ValueError, OSError) as error:
-            raise InputError(f"{path}: torch {torch.__version__} cannot load it: {first_line(error)}") from error
+        except (RuntimeError, ValueError, OSError, LookupError, TypeError, AssertionError, UnpicklingError) as error:
+            raise InputError(  # torch looks at nothing before it uses it
+                f"{path}: torch {torch.__version__} cannot load it; it is not whole, or of another version of torch: "
+                f"{type(error).__name__}: {first_line(error)}"
+            ) from error
         self.form = f"torch.export, PyTorch {torch.__version__}, {self.record.precision}"
         self._module = program.module().to(device)
 
@@ -283,16 +302,15 @@ class ExportedNetwork(nn.Module):
         self.record = runner.record
         self.architecture, self.num_classes = self.record.architecture, self.record.num_classes
         self.options = {"num_classes": self.num_classes, **self.record.network}
-        digest = hashlib.sha256()
-        for file in (
-            runner.path,
-            *(path for path in [runner.path.with_suffix(".bin")] if runner.path.suffix == ".xml"),
-        ):
-            with file.open("rb") as content:
-                for block in iter(lambda: content.read(1 << 20), b""):
-                    digest.update(block)
+        files = [self.runner.path, *([self.runner.path.with_suffix(".bin")] if self.record.weights else [])]
         # A tensor, so that whatever tells networks apart by their tensors tells files apart.
-        self.register_buffer("sha256", torch.tensor(list(digest.digest()), dtype=torch.uint8))
+        self.register_buffer("sha256", torch.tensor(list(sha256_of(files)), dtype=torch.uint8))
+
+    def run_on(self, device: str) -> None:
+        """Run on this device from now on; "auto" as `load_runner` says. InputError where its runtime cannot."""
+        runner = load_runner(self.runner.path, device)
+        assert isinstance(runner, ExportRunner)
+        self.runner = runner
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits, float32 (N, K), on the device of the clips."""
@@ -344,11 +362,20 @@ def load_exported(
     return Loaded(cast(Any, network), checkpoint)
 
 
+# What ONNX Runtime raises for a file that it cannot run; they have no base of their own.
+ONNX_ERRORS = ("Fail", "InvalidArgument", "InvalidGraph", "InvalidProtobuf", "NotImplemented", "RuntimeException")
+
 KINDS: Mapping[str, type[OnnxRunner | OpenvinoRunner | ProgramRunner]] = {
     ".onnx": OnnxRunner,
     ".xml": OpenvinoRunner,
     ".pt2": ProgramRunner,
 }
+
+
+def refuse_exact(source: object, exact: bool) -> None:
+    """InputError where an exported file is to run as it was trained."""
+    if exact and is_export(source):
+        raise InputError(f"--exact: {source} is an exported file, which has one form only; name the weights instead")
 
 
 def is_export(source: object) -> bool:
@@ -377,7 +404,7 @@ def load_runner(source: str | os.PathLike[str], device: str | torch.device = "au
         return NetworkRunner(model.to(choose_device(device)), str(source), exact=exact)
     path = Path(source).expanduser()
     if not path.is_file():
-        raise InputError(f"{path}: no such file")
+        raise InputError(f"{path}: {'this is a folder, not a file' if path.is_dir() else 'no such file'}")
     if path.suffix.lower() != ".pt2" and device == "auto":
         device = "cpu"
     return KINDS[path.suffix.lower()](path, choose_device(device))
@@ -403,6 +430,16 @@ def read_inside(path: Path) -> str | None:
         raise InputError(f"{path}: no file of torch.export: {error}") from error
 
 
+def sha256_of(files: Sequence[Path]) -> bytes:
+    """The hash of files one after the other."""
+    digest = hashlib.sha256()
+    for path in files:
+        with path.open("rb") as file:
+            for block in iter(lambda: file.read(1 << 20), b""):
+                digest.update(block)
+    return digest.digest()
+
+
 def need(package: str, purpose: object) -> None:
     """InputError with what to install if an optional package is missing."""
     if importlib.util.find_spec(package) is None:
@@ -417,7 +454,16 @@ def versions_of(packages: Sequence[str]) -> dict[str, str]:
     >>> list(versions_of(["torch"]))
     ['torch']
     """
-    return {package: importlib.metadata.version(package) for package in packages}
+    return {package: version_of(package) for package in packages}
+
+
+def version_of(package: str) -> str:
+    """The version of what `import package` finds, whatever it is called where it is installed from: onnxruntime-gpu."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        names = importlib.metadata.packages_distributions().get(package, ())
+        return next(map(importlib.metadata.version, names), "unknown")
 
 
 def first_line(error: BaseException) -> str:

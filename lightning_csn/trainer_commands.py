@@ -40,6 +40,7 @@ from lightning_csn.many import PredictionWriter, VideoBar
 from lightning_csn.models.fold import keep_memory
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
+from lightning_csn.runner import is_export, refuse_exact
 from lightning_csn.scores import ScoresWriter
 
 _log = logging.getLogger(__name__)
@@ -203,6 +204,8 @@ class TrainerCommand(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Bring together what was given by hand and what the checkpoint holds."""
+        if self.command in ("test", "predict"):
+            refuse_exact(self.config.model.pretrained, self.config.exact)
         if all(self.config.data[name] is None for name in VIDEOS):
             raise self.lack_of_videos()
         if self.config.ckpt_path is None:
@@ -422,6 +425,8 @@ def read_checkpoint(path: str) -> dict[str, Any]:
     """What a Lightning checkpoint of LitCSN holds; InputError if the file is none."""
     if not Path(path).is_file():
         raise InputError(f"--ckpt_path {path}: there is no such file")
+    if is_export(path):
+        raise InputError(f"--ckpt_path {path}: this is an exported file, which is given as --model.pretrained {path}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except DAMAGED_PICKLE as error:

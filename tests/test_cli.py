@@ -328,6 +328,22 @@ def test_classify_takes_folders_whole_and_writes_the_answers_into_a_file(video_f
     assert "1 of 11 videos could not be read" in shown.err
 
 
+def test_classify_answers_a_video_once_that_is_named_twice(video_folder, weights, tmp_path, capsys):
+    paths = sorted(str(path) for path in video_folder.rglob("*.mp4"))
+    out = tmp_path / "answers.jsonl"
+    options = ["--model", str(weights), "--clips", "1", "--workers", "0", "--output", str(out)]
+    assert main(["classify", paths[3], str(video_folder), *options]) == 0
+    records = [json.loads(line)["path"] for line in out.read_text().splitlines()]
+    assert records == [paths[3], *paths[:3], *paths[4:]]
+    assert "1 video is named more than once, and answered once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["classify a.mp4 --model m.onnx", "test --data.root . --model.pretrained m.onnx"])
+def test_an_exported_file_has_no_exact_form(command, capsys):
+    assert main([*command.split(), "--exact"]) == 2
+    assert "--exact: m.onnx is an exported file, which has one form only" in capsys.readouterr().err
+
+
 def test_an_interrupted_classify_goes_on_where_it_was(video_folder, weights, tmp_path, monkeypatch, capsys):
     seen = []
 

@@ -264,6 +264,52 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         export(make_model(), tmp_path / "file" / "model.pt2")
 
 
+def test_an_interrupted_export_leaves_what_was_there(tmp_path, monkeypatch):
+    def interrupt(*_):
+        assert len(list(tmp_path.iterdir())) == 2
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "compare", interrupt)
+    (tmp_path / "model.pt2").write_text("older")
+    with pytest.raises(KeyboardInterrupt):
+        export(make_model(), tmp_path / "model.pt2")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert (tmp_path / "model.pt2").read_text() == "older"
+
+
+def test_a_model_in_training_mode_is_exported_as_it_answers_and_left_as_it_was(tmp_path):
+    model = make_model(network={"dropout": 0.5}).train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    export(model, tmp_path / "model.pt2")
+    assert all(module.training for module in model.modules() if isinstance(module, LitCSN | nn.BatchNorm3d))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.skipif(not has("openvino"), reason="openvino is not installed")
+def test_weights_of_another_export_are_refused(tmp_path):
+    for seed, name in enumerate(("one", "two")):
+        model = make_model()
+        model.network.get_parameter("head.bias").data += seed
+        export(model, tmp_path / f"{name}.xml")
+    shutil.copy(tmp_path / "two.bin", tmp_path / "one.bin")
+    with pytest.raises(InputError, match=r"one\.xml: one\.bin beside it is of another export, or damaged; keep"):
+        load_runner(tmp_path / "one.xml")
+
+
+@pytest.mark.parametrize("to", FORMATS)
+def test_a_full_disk_is_told_and_nothing_is_left(to, tmp_path):
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    model = make_model()
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
+        with pytest.raises(InputError, match=r"cannot be written: .*; nothing was saved"):
+            export(model, tmp_path / f"model{ENDINGS[to]}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == []
+
+
 # ---------------------------------------------------------------- 8 bits
 
 
@@ -316,6 +362,22 @@ def test_videos_to_calibrate_on_and_to_judge_by_are_not_the_same(video_folder, s
     int8 = read_quantisation(str(split_folder), CLIP, ["other", "classes"])
     assert (len(int8.calibration), len(int8.measured)) == (12, 9)  # train and test
     assert {label for _, label in int8.measured} == {None}
+
+
+def test_videos_without_a_label_and_unreadable_ones_are_not_counted_as_others(make_video, tmp_path, caplog):
+    for name in ("a", "b", "c", "d"):
+        make_video(tmp_path / f"{name}.mp4", frames=9)
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    (tmp_path / "train.txt").write_text("a.mp4 0\nb.mp4 1\n")
+    (tmp_path / "val.txt").write_text("c.mp4 1\nbad.mp4 1\nd.mp4 -1\n")
+    with caplog.at_level("WARNING", "lightning_csn"):
+        int8 = read_quantisation(str(tmp_path), CLIP, ["0", "1"])
+    assert [label for _, label in int8.measured] == [1, None]
+    assert "bad.mp4" in caplog.text
+    assert "int8 goes without it" in caplog.text
+    (tmp_path / "d.mp4").unlink()
+    with pytest.raises(InputError, match="of one of the two there is 1, and 2 could not be read"):
+        read_quantisation(str(tmp_path), CLIP, ["0", "1"])
 
 
 def test_calibration_clips_are_as_the_graph_takes_them():
@@ -384,6 +446,15 @@ def test_a_file_is_not_for_training_nor_for_other_classes(exported, split_folder
     assert LitCSN.from_pretrained(path, clip={"step": 2}).clip.step == 2
 
 
+def test_a_file_runs_on_the_device_that_was_asked_for(exported):
+    network = ExportedNetwork(runs(exported[1]))
+    network.run_on("cpu")
+    assert network.runner.device == torch.device("cpu")
+    if network.runner.path.suffix != ".pt2":
+        with pytest.raises(InputError, match=r"on (the cpu, not on )?meta"):
+            network.run_on("meta")
+
+
 def test_files_of_other_weights_are_told_apart(exported, tmp_path):
     _, written = exported
     mine = hash_weights(LitCSN.from_pretrained(runs(written)).network)
@@ -415,6 +486,22 @@ def test_the_command_exports_and_tells_as_json(tmp_path, make_video, capsys):
     assert told["files"] == [{"path": str(out), "bytes": out.stat().st_size}]
     assert told["checked"]["real_clips"] == 2
     assert told["classes"] == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["model.txt"], "must end in"),
+        (["model.pt2", "--int8", "nowhere"], "int8 is for onnx and openvino"),
+        (["model.pt2", "--max-drop", "nan"], "--max-drop must be from 0 to 100 points, got nan"),
+        (["folder.pt2"], r"folder\.pt2: this is a folder; name a file in it"),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_read(argv, message, tmp_path, monkeypatch):
+    (tmp_path / "folder.pt2").mkdir()
+    monkeypatch.setattr(LitCSN, "from_pretrained", lambda *_: pytest.fail("the weights were read"))
+    with pytest.raises(InputError, match=message):
+        command("weights", tmp_path / argv[0], *argv[1:])
 
 
 def test_an_exported_file_cannot_be_exported(tmp_path):

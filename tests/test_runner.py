@@ -78,6 +78,39 @@ def test_a_file_that_is_no_program_is_refused(tmp_path):
         load_runner(path)
 
 
+def test_a_folder_or_text_is_no_export(tmp_path):
+    (tmp_path / "a.onnx").mkdir()
+    with pytest.raises(InputError, match=r"a\.onnx: this is a folder, not a file"):
+        load_runner(tmp_path / "a.onnx")
+    pytest.importorskip("openvino")
+    (tmp_path / "a.xml").write_text("hello")
+    with pytest.raises(InputError, match=r"a\.xml: this is no file of OpenVINO, which is XML"):
+        load_runner(tmp_path / "a.xml")
+
+
+@pytest.mark.parametrize("content", [None, "{}", "nonsense"])
+def test_a_program_that_is_not_whole_is_refused(tmp_path, content):
+    with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
+        archive.writestr("a/archive_format", "pt2")
+        archive.writestr("a/archive_version", "0")
+        archive.writestr("a/byteorder", "little")
+        archive.writestr("a/.data/version", "3")
+        archive.writestr("a/extra/lightning_csn.json", RECORD.to_json())
+        if content is not None:
+            archive.writestr("a/models/model.json", content)
+            archive.writestr("a/data/weights/model_weights_config.json", '{"config": {}}')
+            archive.writestr("a/data/constants/model_constants_config.json", '{"config": {}}')
+            archive.writestr("a/data/sample_inputs/model.pt", b"")
+    with pytest.raises(InputError, match=r"a\.pt2: torch .* cannot load it; it is not whole, or of another version"):
+        load_runner(tmp_path / "a.pt2")
+
+
+def test_a_package_from_a_distribution_of_another_name_has_a_version():
+    # `yaml` comes in the distribution PyYAML, as `onnxruntime` does in onnxruntime-gpu.
+    assert runner.versions_of(["yaml", "torch"]).keys() == {"yaml", "torch"}
+    assert runner.version_of("yaml")[0].isdigit()
+
+
 def test_a_program_of_someone_else_is_refused(tmp_path):
     with zipfile.ZipFile(tmp_path / "a.pt2", "w") as archive:
         archive.writestr("a/archive_format", "pt2")
