@@ -54,7 +54,7 @@ class GradualUnfreezing(Callback):
             check_number("epochs", epochs, 0)
             self.epochs = {part: epochs * (i + 1) for i, part in enumerate(stages)}
         self._frozen: dict[str, list[nn.Parameter]] = {}  # part, and those of its parameters that are frozen by this
-        self._modes: dict[str, list[nn.Module]] = {}  # ... and its modules that are to be in train mode
+        self._modes: dict[str, list[str]] = {}  # ... and the names of its modules that are to be in train mode
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Freeze all but the head, before DDP looks for what there is to average."""
@@ -66,22 +66,23 @@ class GradualUnfreezing(Callback):
                 "parameters together that are frozen at different times; use stage_lrs of LitCSN with 0 for parts that "
                 "shall not learn"
             )
-        self._restore()
         network = network_of(pl_module)
+        self._restore(network)
         for part in PARTS[:-1]:
             mine = [p for name, p in network.named_parameters() if part_of(name) == part and p.requires_grad]
             self._frozen[part] = mine
             for parameter in mine:
                 parameter.requires_grad_(False)
         if not any(parameter.requires_grad for parameter in network.parameters()):
-            self._restore()
+            self._restore(network)
             raise InputError("GradualUnfreezing begins with the head, but all of its parameters are frozen")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Unfreeze what a run that goes on had unfrozen; and say what comes when."""
         network = network_of(pl_module)
         for part in self._frozen:
-            self._modes[part] = [module for module in network.get_submodule(part).modules() if module.training]
+            modules = network.get_submodule(part).named_modules(prefix=part)
+            self._modes[part] = [name for name, module in modules if module.training]
         if trainer.is_global_zero:
             plan = [f"{part} after epoch {epoch:g}" for part, epoch in self.epochs.items()]
             plan += [f"{part} never" for part in PARTS[-2::-1] if part not in self.epochs]
@@ -102,11 +103,11 @@ class GradualUnfreezing(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Nothing stays frozen after training."""
-        self._restore()
+        self._restore(network_of(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Nothing stays frozen after training."""
-        self._restore()
+        self._restore(network_of(pl_module))
 
     def state_dict(self) -> dict[str, Any]:
         """What is unfrozen when, so that Lightning misses this callback where a run goes on without it."""
@@ -127,7 +128,7 @@ class GradualUnfreezing(Callback):
             for parameter in self._frozen[part]:
                 parameter.requires_grad_(True)
                 learns = True
-            self._set_modes(part)
+            self._set_modes(network, part)
             del self._frozen[part]
         self._hold(network)
         if due and trainer.is_global_zero:
@@ -141,15 +142,15 @@ class GradualUnfreezing(Callback):
             if any(one.training for one in module.modules()):
                 module.eval()
 
-    def _set_modes(self, part: str) -> None:
-        for module in self._modes.pop(part, []):
-            module.training = True
+    def _set_modes(self, network: nn.Module, part: str) -> None:
+        for name in self._modes.pop(part, []):  # not the modules, which may have been exchanged (SyncBatchNorm)
+            network.get_submodule(name).training = True
 
-    def _restore(self) -> None:
+    def _restore(self, network: nn.Module) -> None:
         for part, parameters in self._frozen.items():
             for parameter in parameters:
                 parameter.requires_grad_(True)
-            self._set_modes(part)
+            self._set_modes(network, part)
         self._frozen = {}
 
 

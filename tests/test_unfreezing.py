@@ -129,6 +129,17 @@ def test_validation_and_others_that_switch_the_network_to_train_mode_move_nothin
     assert moved.statistics == [[], ["stage4"]]
 
 
+def test_nothing_stays_frozen_where_modules_were_exchanged_in_training(make_trainer):
+    class Exchange(L.Callback):  # as the conversion of SyncBatchNorm, and back
+        def on_train_end(self, trainer, module):
+            module.network.stem.norm = copy.copy(module.network.stem.norm)
+
+    model = make_model()
+    make_trainer(max_epochs=1, callbacks=[Exchange(), GradualUnfreezing()]).fit(model, loader())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_what_is_frozen_gets_no_gradient_and_no_graph():
     callback, model = GradualUnfreezing(), make_model()
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
