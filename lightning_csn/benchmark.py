@@ -40,7 +40,12 @@ MODES = ("default", "reduce-overhead", "max-autotune")
 NUM_CLASSES = 400
 MOST_ELEMENTS = 10**12  # of a batch; more fits nowhere
 WARM_UP = 3  # steps before anything is timed: buffers of the optimiser, choice of algorithms
-FORMS = ("folded", "compiled", "bf16", "onnxruntime", "openvino")  # of a network that only answers
+FORMS = (  # of a network that only answers
+    *("folded", "compiled", "bf16", "int8", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"),
+)
+EXPORTED = {"onnxruntime": "onnx", "openvino": "openvino"}  # the runtime of a form, and its format in export.py
+PLOTS = (".png", ".svg", ".pdf")
+CALIBRATION = 2  # clips of noise, by which ranges of 8 bits are chosen; their speed is that of any others
 BACKWARD = 2  # the way back costs about twice the forward pass, in bytes and in operations
 
 
@@ -130,8 +135,11 @@ def infer_options(parser: ArgumentParser) -> None:
         "--forms",
         nargs="*",
         choices=FORMS,
-        help="quicker forms to measure in the same run; default all that are installed, on a CPU in fp32",
+        metavar="FORM",
+        help="quicker forms to measure in the same run; default all that are installed, on a CPU in fp32: "
+        + ", ".join(FORMS),
     )
+    parser.add_argument("--plot", metavar="FILE.png", help="also draw the table: milliseconds a clip, and the floor")
     parser.epilog = EPILOGS["infer"]
 
 
@@ -166,7 +174,7 @@ def common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="measurements; default %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default the GPU where there is one")
     parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
-    parser.set_defaults(checkpointing=[], layers=False, find_batch=False, tune=False)
+    parser.set_defaults(checkpointing=[], layers=False, find_batch=False, tune=False, plot=None)
 
 
 def training_options(parser: ArgumentParser) -> None:
@@ -197,8 +205,9 @@ EPILOGS = {
     ),
     "infer": (
         "Ours is the network as it was trained; folded is what classify, test and predict run on a CPU, compiled the\n"
-        "same under torch.compile with its weights frozen, bf16 the same in 16 bits. ONNX Runtime and OpenVINO run\n"
-        "what 'lightning-csn export' writes; they take pixels, and to normalise them (a small part) is in their time.\n"
+        "same under torch.compile with its weights frozen, bf16 and int8 the same in 16 and 8 bits. ONNX Runtime and\n"
+        "OpenVINO run what 'lightning-csn export' writes; they take pixels, and to normalise them (a small part) is\n"
+        "in their time. int8 is calibrated on noise here: its speed is right, its answers are not.\n"
         "X PLAIN: how many times as fast as the contiguous plain network. On a CPU the floor's matrix product is\n"
         "PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to pass, as the commands do, and\n"
         "the plain networks give it back, as programs do that do not ask for more.\n\n"
@@ -282,10 +291,18 @@ def forms_of(args: Namespace, device: torch.device, precision: str) -> tuple[str
     """The quicker forms to measure; InputError for one that cannot be."""
     from importlib.util import find_spec
 
-    needs = {"onnxruntime": ("onnxruntime", "onnx", "onnxscript"), "openvino": ("openvino",)}
+    from lightning_csn.models.fold import cannot_quantise
+
+    needs: dict[str, tuple[str, ...]] = {
+        "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+        "openvino": ("openvino",),
+    }
+    needs |= {f"{name}-int8": (*packages, "nncf") for name, packages in needs.items()}
     suits = device.type == "cpu" and precision == "fp32"
     square = args.clip[1] == args.clip[2]
-    reasons = dict.fromkeys(FORMS, None if suits else "they are measured on a CPU in fp32")
+    reasons: dict[str, str | None] = dict.fromkeys(FORMS, None if suits else "they are measured on a CPU in fp32")
+    if suits:
+        reasons["int8"] = cannot_quantise("cpu")
     for name, packages in needs.items():
         missing = [package for package in packages if not find_spec(package)]
         if suits and (missing or not square):
@@ -310,6 +327,8 @@ def run_network(args: Namespace) -> int:
     from lightning_csn.cli import DONE, note, print_json
 
     settings, device = check(args)
+    if args.plot is not None:
+        check_plot(args.plot)
     with plain_arithmetic(device), memory_as_input_error():
         if args.tune:
             result = tune(settings, device, tell=note)
@@ -319,11 +338,53 @@ def run_network(args: Namespace) -> int:
             result = measure_layers(settings, device, tell=note)
         else:
             result = measure_network(settings, device, against=args.against, tell=note)
+    if args.plot is not None:
+        plot(result, args.plot)
     if args.json:
         print_json(result)
     else:
         print(as_text(result))
     return DONE
+
+
+def check_plot(file: str) -> None:
+    """InputError where the table could not be drawn into a file."""
+    from importlib.util import find_spec
+    from pathlib import Path
+
+    if find_spec("matplotlib") is None:
+        raise InputError("--plot needs matplotlib, which is not installed: pip install 'lightning-csn[benchmark]'")
+    if Path(file).suffix.lower() not in PLOTS:
+        raise InputError(f"--plot {file}: the file's name must end in {', '.join(PLOTS)}")
+    if not Path(file).expanduser().absolute().parent.is_dir():
+        raise InputError(f"--plot {file}: there is no folder {Path(file).parent}")
+
+
+def plot(result: dict[str, Any], file: str) -> None:
+    """Bars of the milliseconds that a clip takes in each way, and a line where the floor is."""
+    from pathlib import Path
+
+    from matplotlib.figure import Figure
+
+    settings, ways = result["settings"], [way for way in result["ways"] if way["error"] is None]
+    names = [f"{way['name']}\n({way['layout']})" if way["form"] == "trained" else way["name"] for way in ways]
+    times = [way["ms_per_step"] / settings["batch"] for way in ways]
+    figure = Figure(figsize=(8, 1.5 + 0.45 * len(ways)), layout="constrained")
+    axes = figure.add_subplot()
+    bars = axes.barh(names, times, color=["tab:gray" if name.startswith("plain") else "tab:blue" for name in names])
+    axes.bar_label(bars, [f"{time:.3g}" for time in times], padding=3)
+    floor = 1e3 * result["floor"]["seconds"] / settings["batch"]
+    axes.axvline(floor, color="tab:red", linestyle="--", label=f"floor, {settings['precision']}: {floor:.3g}")
+    axes.invert_yaxis()
+    axes.margins(x=0.12)
+    axes.set_xlabel("milliseconds a clip (median)")
+    clip = "x".join(map(str, settings["clip"]))
+    axes.set_title(f"{settings['architecture']}, clips {clip}, {result['machine']['threads']} threads")
+    axes.legend(loc="lower right")
+    try:
+        figure.savefig(Path(file).expanduser(), dpi=150)
+    except OSError as error:
+        raise InputError(f"--plot {file}: it cannot be written: {error.strerror or error}") from error
 
 
 @dataclass(frozen=True)
@@ -514,7 +575,9 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
 
         packs = cannot_pack(device.type, DTYPES["bf16" if way.form == "bf16" else "fp32"]) is None
         return "oneDNN, packed" if packs else "nn.Conv3d"
-    if way.form in ("onnxruntime", "openvino"):
+    if way.form == "int8":
+        return "oneDNN, int8"
+    if way.form.partition("-")[0] in EXPORTED:
         return way.form
     if not depthwise_layers(settings.architecture, settings.clip):
         return "no depthwise layers"
@@ -588,7 +651,7 @@ def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], 
     from lightning_csn.models.fold import fold
 
     clips = torch.randn(settings.batch, 3, *settings.clip)
-    if form in ("onnxruntime", "openvino"):
+    if form.partition("-")[0] in EXPORTED:
         return exported(form, network, settings)
     if form == "compiled":
         from torch._inductor import config
@@ -599,7 +662,8 @@ def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], 
         with config.patch(freezing=True), torch.no_grad():
             run(clips)
     else:
-        run = fold(network, dtype="bf16" if form == "bf16" else "fp32")
+        noise = torch.randn(CALIBRATION, 3, *settings.clip) if form == "int8" else None
+        run = fold(network, dtype=form if form in ("bf16", "int8") else "fp32", calibration=noise)
 
     def forward() -> Tensor:
         with torch.no_grad():
@@ -616,7 +680,7 @@ def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], T
     import torch
 
     from lightning_csn.clip import ClipSpec
-    from lightning_csn.export import export
+    from lightning_csn.export import Quantisation, export
     from lightning_csn.module import SCRATCH_CLIP, LitCSN
     from lightning_csn.runner import load_runner
 
@@ -625,8 +689,12 @@ def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], T
     model = LitCSN(settings.architecture, num_classes=NUM_CLASSES, clip=clip.to_dict())
     model.network = network
     with tempfile.TemporaryDirectory() as folder:
-        to = {"onnxruntime": "onnx", "openvino": "openvino"}[form]
-        written = export(model.eval(), Path(folder) / ("model.onnx" if to == "onnx" else "model.xml"), to=to)
+        to, int8 = EXPORTED[form.partition("-")[0]], None
+        if form.endswith("int8"):
+            noise = torch.randint(256, (CALIBRATION, 3, *settings.clip)).to(torch.uint8)
+            int8 = Quantisation(list(noise), [(noise[0], None)], max_drop=100)
+        file = Path(folder) / ("model.onnx" if to == "onnx" else "model.xml")
+        written = export(model.eval(), file, to=to, int8=int8)
         runner = load_runner(next(file for file in written.files if file.suffix != ".bin"), "cpu")
     pixels = torch.randint(256, (settings.batch, 3, *settings.clip)).to(torch.uint8)
     return lambda: runner(pixels)
@@ -1057,6 +1125,10 @@ def ways_text(result: dict[str, Any]) -> list[str]:
         memory = "" if ratio["memory"] is None else f", {ratio['memory']:.2f} of its peak memory"
         ours = "folded" if "folded" in settings["forms"] else "ours"
         lines.append(f"{ours} against {name} ({ratio['layout']}): {ratio['speed']:.2f} times the clips/s{memory}")
+    if any("int8" in form for form in settings["forms"]):
+        lines.append(
+            "int8: calibrated on noise, for its speed alone; what it costs in accuracy 'export --int8' measures"
+        )
     if result["process_peak_memory_bytes"] is not None:
         lines.append(f"peak memory of the process, all ways together: {gigabytes(result['process_peak_memory_bytes'])}")
     return lines

@@ -261,7 +261,11 @@ def convert_to_onnx(
             program, dynamo=True, input_names=[INPUT], output_names=[OUTPUT], verbose=False, external_data=False
         )
     assert made is not None
-    model = made.model_proto if int8 is None else quantise(made.model_proto, [{INPUT: x} for x in int8.inputs(record)])
+    model = (
+        made.model_proto
+        if int8 is None
+        else quantise(made.model_proto, [{INPUT: x} for x in int8.inputs(record)], by_channel=False)
+    )
     opset = next(one.version for one in model.opset_import if one.domain == "")
 
     def save(record: ExportRecord, path: Path) -> None:
@@ -313,13 +317,26 @@ def convert_to_program(
     return {}, save
 
 
-def quantise(model: Any, inputs: Sequence[Any]) -> Any:
-    """A model of OpenVINO or ONNX with weights and activations of 8 bits, whose ranges are those that `inputs` give."""
+def quantise(model: Any, inputs: Sequence[Any], *, by_channel: bool = True) -> Any:
+    """A model of OpenVINO or ONNX with weights and activations of 8 bits, whose ranges are those that `inputs` give.
+
+    by_channel: whether activations before depthwise layers have a range for each channel, which ONNX Runtime refuses.
+    """
     with quiet(), contextlib.redirect_stdout(sys.stderr):  # its progress bars; stdout is for answers
         import nncf
+        from nncf.quantization.advanced_parameters import QuantizationParameters
 
         nncf.set_log_level(logging.ERROR)
-        return nncf.quantize(model, nncf.Dataset(inputs), subset_size=len(inputs), target_device=nncf.TargetDevice.CPU)
+        advanced = nncf.AdvancedQuantizationParameters(
+            activations_quantization_params=None if by_channel else QuantizationParameters(per_channel=False)
+        )
+        return nncf.quantize(
+            model,
+            nncf.Dataset(inputs),
+            subset_size=len(inputs),
+            target_device=nncf.TargetDevice.CPU,
+            advanced_parameters=advanced,
+        )
 
 
 Convert = Callable[["ExportedProgram", ExportRecord, "Quantisation | None"], tuple[dict[str, str], Save]]

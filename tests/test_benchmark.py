@@ -13,7 +13,7 @@ from lightning_csn import benchmark
 from lightning_csn.benchmark import largest
 from lightning_csn.cli import main, make_parser
 from lightning_csn.errors import InputError
-from lightning_csn.models import depthwise
+from lightning_csn.models import depthwise, fold
 from lightning_csn.models.depthwise import onednn
 from lightning_csn.models.fold import FoldedNetwork, cannot_pack
 
@@ -89,6 +89,34 @@ def test_quicker_forms_of_inference_are_measured_in_the_same_run(capsys):
     assert "folded against plain eager (" in capsys.readouterr().out
 
 
+@pytest.mark.skipif(fold.cannot_quantise("cpu") is not None, reason="not an x86 CPU with VNNI and oneDNN")
+def test_form_of_8_bits_is_measured_and_drawn_and_said_to_be_calibrated_on_noise(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    drawn = tmp_path / "infer.png"
+    options = ["--forms", "int8", "--against", "eager", "--plot", str(drawn)]
+    assert main(["benchmark", "infer", *TINY, *options]) == 0
+    text = capsys.readouterr().out
+    assert "oneDNN, int8" in text
+    assert "int8: calibrated on noise, for its speed alone" in text
+    assert drawn.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("file", "missing", "message"),
+    [
+        ("infer.png", "matplotlib", "--plot needs matplotlib, which is not installed: pip install"),
+        ("infer.docx", None, "the file's name must end in .png, .svg, .pdf"),
+        ("nowhere/infer.png", None, "there is no folder"),
+    ],
+)
+def test_drawing_that_cannot_be_is_refused_before_anything_is_measured(file, missing, message, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else name)
+    monkeypatch.setattr(benchmark, "measure_network", lambda *_, **__: pytest.fail("measured"))
+    args = make_parser().parse_args(["benchmark", "infer", *TINY, "--forms", "--plot", str(tmp_path / file)])
+    with pytest.raises(InputError, match=message):
+        benchmark.run_network(args)
+
+
 def test_folded_form_is_compiled_with_its_weights_frozen(capsys, monkeypatch):
     frozen = []
 
@@ -112,9 +140,11 @@ def test_exported_files_are_measured_in_their_runtimes(form, capsys):
 @pytest.mark.parametrize(
     ("options", "missing", "found"),
     [
-        ([], (), ["folded", "compiled", "bf16", "onnxruntime", "openvino"]),
-        ([], ("onnx", "openvino"), ["folded", "compiled", "bf16"]),
-        (["--clip=2x32x48"], (), ["folded", "compiled", "bf16"]),
+        ([], (), list(benchmark.FORMS)),
+        ([], ("nncf",), ["folded", "compiled", "bf16", "int8", "onnxruntime", "openvino"]),
+        ([], ("onnx", "openvino"), ["folded", "compiled", "bf16", "int8"]),
+        (["--clip=2x32x48"], (), ["folded", "compiled", "bf16", "int8"]),
+        (["--forms", "openvino-int8"], ("nncf",), "--forms openvino-int8: nncf is not installed"),
         (["--precision=bf16"], (), []),
         (["--forms", "openvino"], ("openvino",), "--forms openvino: openvino is not installed"),
         (["--forms", "openvino", "--clip=2x32x48"], (), "--forms openvino: files are exported for square clips"),
@@ -123,6 +153,7 @@ def test_exported_files_are_measured_in_their_runtimes(form, capsys):
 )
 def test_forms_are_those_that_can_run(options, missing, found, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in missing else name)
+    monkeypatch.setattr(fold, "cannot_quantise", lambda device: None)
     args = make_parser().parse_args(["benchmark", "infer", *TINY, *options])
     if isinstance(found, str):
         with pytest.raises(InputError, match=found):

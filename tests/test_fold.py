@@ -198,7 +198,7 @@ print([faults() for _ in range(4)])
 
 def test_what_cannot_be_folded_is_refused():
     network = trained("ircsn_tiny")
-    with pytest.raises(InputError, match="dtype must be one of fp32, bf16, got 'int4'"):
+    with pytest.raises(InputError, match="dtype must be one of fp32, bf16, int8, got 'int4'"):
         fold(network, dtype="int4")
     with pytest.raises(InputError, match="layout must be one of auto, contiguous, channels_last, packed, got 'last'"):
         fold(network, layout="last")

@@ -21,7 +21,7 @@ import platform
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +30,9 @@ from torch import Tensor, nn
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_conv3d
 from lightning_csn.models.network import Bottleneck, ResNet3D, Simple, pool_and_classify
+
+if TYPE_CHECKING:
+    from lightning_csn.models.fold_int8 import Int8Network
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {
@@ -149,18 +152,29 @@ class FoldedNetwork(nn.Module):
         return pool_and_classify(x.float(), classify, self.options["head_pooling"], self.options["head_average"])
 
 
-def fold(network: ResNet3D, *, dtype: str = "fp32", layout: str = "auto") -> FoldedNetwork:
+@overload
+def fold(network: ResNet3D, *, dtype: Literal["fp32", "bf16"] = ..., layout: str = ...) -> FoldedNetwork: ...
+@overload
+def fold(
+    network: ResNet3D, *, dtype: str, layout: str = ..., calibration: Iterable[Tensor] | None = ...
+) -> FoldedNetwork | Int8Network: ...
+def fold(
+    network: ResNet3D, *, dtype: str = "fp32", layout: str = "auto", calibration: Iterable[Tensor] | None = None
+) -> FoldedNetwork | Int8Network:
     """The network as it answers in eval mode, in a form that is quicker at it, on the device where the network is.
 
     The weights are copied: the network itself stays as it is, and what it learns later does not reach this form.
 
-    dtype: of the convolutions, fp32 or bf16. In fp32 the logits are those of the trained form but for rounding.
+    dtype: of the convolutions, fp32, bf16 or int8. In fp32 the logits are those of the trained form but for rounding;
+        int8 (models/fold_int8.py) is for bottleneck networks on x86 CPUs with VNNI, and gives other logits.
     layout: of activations and weights in memory: contiguous, channels_last, packed (one call of oneDNN for each
         convolution with what follows it; on an x86 CPU, and not for torch.export), or auto: packed where that is
-        possible and channels_last elsewhere.
+        possible and channels_last elsewhere. int8 has a layout of its own.
+    calibration: for int8, batches of normalised clips (B, C, T, H, W), or one, whose activations give the ranges. Real
+        clips, as the network will meet them; some dozens are enough.
 
-    Raises InputError for another dtype or layout, for packed where it is not possible, and for a network whose layers
-    are not those of this package.
+    Raises InputError for another dtype or layout, for packed or int8 where they are not possible, for int8 without
+    clips, and for a network whose layers are not those of this package.
 
     >>> from lightning_csn.models.network import create_network
     >>> network = create_network("ircsn_tiny", num_classes=8).eval()
@@ -168,17 +182,55 @@ def fold(network: ResNet3D, *, dtype: str = "fp32", layout: str = "auto") -> Fol
     >>> torch.allclose(fold(network)(clip), network(clip), atol=1e-5)
     True
     """
-    check_choice("dtype", dtype, tuple(DTYPES))
+    check_choice("dtype", dtype, (*DTYPES, "int8"))
     check_choice("layout", layout, ("auto", *LAYOUTS))
     if type(network) is not ResNet3D:
         raise InputError(f"only networks of create_network can be folded, got {type(network).__name__}")
     device = network.stem.get_parameter("conv.weight").device.type
+    if dtype == "int8":
+        return fold_to_int8(network, device, layout, calibration)
+    if calibration is not None:
+        raise InputError(f"calibration clips are for dtype int8, not for {dtype}")
     reason = cannot_pack(device, DTYPES[dtype])
     if layout == "packed" and reason is not None:
         raise InputError(f"layout packed: {reason}; take auto")
     if layout == "auto":
         layout = "packed" if reason is None else "channels_last"
     return FoldedNetwork(network, dtype=DTYPES[dtype], layout=layout)
+
+
+def fold_to_int8(network: ResNet3D, device: str, layout: str, calibration: Iterable[Tensor] | None) -> Int8Network:
+    """`fold` with dtype int8."""
+    from lightning_csn.models.fold_int8 import Int8Network
+
+    reason = cannot_quantise(device)
+    if reason is not None:
+        raise InputError(
+            f"dtype int8: {reason}; 'lightning-csn export --int8' writes files for OpenVINO and ONNX Runtime"
+        )
+    if layout != "auto":
+        raise InputError(f"dtype int8 has a layout of its own, not {layout}; take auto")
+    folded = FoldedNetwork(network, dtype=torch.float32, layout="channels_last")
+    return Int8Network(folded, [calibration] if isinstance(calibration, Tensor) else calibration or ())
+
+
+@cache
+def cannot_quantise(device: str) -> str | None:
+    """Why convolutions of 8 bits cannot run on a device; None if they can."""
+    reason = cannot_pack(device, torch.float32)
+    if reason is not None:
+        return reason
+    if not hasattr(torch.ops.onednn, "qconv2d_pointwise") or not hasattr(torch.ops.onednn, "qconv3d_pointwise"):
+        return "this PyTorch has no quantised convolutions of oneDNN"
+    if not has_vnni():  # without it sums of two products overflow
+        return "this CPU has no instructions for sums of bytes (VNNI)"
+    return None
+
+
+def has_vnni() -> bool:
+    """Whether the CPU multiplies bytes and sums them in 32 bits."""
+    names = ("_is_vnni_supported", "_is_avx512_vnni_supported")  # since torch 2.6 the second; before it the first
+    return any(getattr(torch.cpu, name, lambda: False)() for name in names)
 
 
 @cache
