@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
+from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
@@ -43,9 +44,11 @@ from lightning_csn.metrics import (
     view_text,
 )
 from lightning_csn.models import checkpoints
+from lightning_csn.models.batchnorm import FREEZE, freeze_norms, frozen_norms, is_fresh, is_synchronised, live_norms
 from lightning_csn.models.fold import FoldedNetwork, cannot_pack, fold
 from lightning_csn.models.network import ResNet3D, check_options, create_network
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
+from lightning_csn.precise_bn import SyncNorms
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
 
 if TYPE_CHECKING:
@@ -61,6 +64,8 @@ LABELS = {  # by multi_label
     False: "the model gives each video one class",
     True: "the model gives a video any number of classes (multi_label)",
 }
+
+FEWEST_CLIPS = 8  # over which BatchNorm can count statistics that are worth something
 
 SCRATCH_CLIP = (
     ClipSpec(  # 32 frames, every other one, of 224 pixels: paper, section 4.1; colours of facebookresearch/VMZ
@@ -146,6 +151,9 @@ class LitCSN(L.LightningModule):
         average: What is averaged over the views: probabilities or logits.
         checkpointing: Stages (1 to 4) that keep only the input of each block in training and compute the rest again on
             the way back, for memory. 1 and 2 hold most of it.
+        freeze_bn: What of BatchNorm stays as the weights brought it: none; stats, so that training normalises by the
+            running mean and variance, which no longer move, and weight and bias learn; all, so that these stay, too.
+            For fine-tuning with fewer than 8 clips in a batch. Saved weights are the same in each case.
         origin: Where the weights come from; filled in from `pretrained`.
     """
 
@@ -193,10 +201,12 @@ class LitCSN(L.LightningModule):
         views_per_pass: int = 8,
         average: str = "probabilities",
         checkpointing: Sequence[int] = (),
+        freeze_bn: str = "none",
         origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("average", average, AVERAGES)
+        check_choice("freeze_bn", freeze_bn, FREEZE)
         check_count("views_per_pass", views_per_pass)
         check_number("mixup", mixup, 0)
         check_number("cutmix", cutmix, 0)
@@ -252,6 +262,7 @@ class LitCSN(L.LightningModule):
             multi_label = loaded.checkpoint.multi_label if multi_label is None else multi_label
         multi_label = bool(multi_label)
         self.network.set_grad_checkpointing(stages=checkpointing)
+        freeze_norms(self.network, freeze_bn)
         self._as_loaded = pretrained is not None  # until training changes the weights
         self._folded: tuple[list[Any], FoldedNetwork | None] | None = None  # of what it was made, and the form
 
@@ -267,6 +278,7 @@ class LitCSN(L.LightningModule):
         # Of the evaluation that is going on: number, message, and whether a gray clip stands for the video.
         self._unreadable: dict[int, tuple[str, bool]] = {}
         self._told: set[tuple[str, int]] = set()  # stage and number
+        self._norms_judged = False  # whether this run was warned of BatchNorm that cannot work
         self._views = 0
         self._counted = torch.zeros(6)  # in this epoch of training, by this process; see _counted_by_all
         self.save_hyperparameters(
@@ -289,6 +301,7 @@ class LitCSN(L.LightningModule):
                 views_per_pass=views_per_pass,
                 average=average,
                 checkpointing=list(checkpointing),
+                freeze_bn=freeze_bn,
                 origin=origin,
             )
         )
@@ -436,6 +449,15 @@ class LitCSN(L.LightningModule):
         # cores); on a GPU that has not been measured.
         return normal.contiguous(memory_format=torch.channels_last_3d) if normal.device.type == "cpu" else normal
 
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Warn, at the first batch of a run, of statistics of BatchNorm that are worth little."""
+        if self._norms_judged:
+            return
+        self._norms_judged = True
+        clips = (len(batch["labels"]) + len(batch["unreadable"])) * batch["clips"].shape[1]
+        if self.trainer.is_global_zero:
+            warn_of_norms(self.network, clips, self.trainer.world_size)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Cross entropy of a batch, binary with multi_label; every view is a clip of its own."""
         clips, labels = batch["clips"], batch["labels"]
@@ -446,7 +468,7 @@ class LitCSN(L.LightningModule):
         targets = torch.cat([labels] * clips.shape[1])  # (V*B,) or (V*B, K)
         right = distance = torch.zeros((), device=self.device)
         if len(labels) == 0:
-            loss = self._nothing_to_learn()
+            loss = self._nothing_to_learn(clips)
         else:
             self._check_labels(labels)
             inputs = self.normalise(clips.transpose(0, 1).flatten(0, 1))  # (V*B, C, T, H, W)
@@ -542,9 +564,13 @@ class LitCSN(L.LightningModule):
         if tuple(labels.shape) != expected:
             raise InputError(f"{LABELS[self.multi_label]}, so that labels are {expected}, got {tuple(labels.shape)}")
 
-    def _nothing_to_learn(self) -> Tensor:
-        # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters.
-        return torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
+    def _nothing_to_learn(self, clips: Tensor) -> Tensor:
+        # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters,
+        # and each SyncBatchNorm of theirs for this one's part in the statistics.
+        nothing = torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
+        if any(is_synchronised(norm) for norm in live_norms(self.network)):
+            nothing = nothing + self.network(self.normalise(clips.flatten(0, 1))).sum()  # of no clips
+        return nothing
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the videos of a batch by the mean over their views."""
@@ -645,6 +671,9 @@ class LitCSN(L.LightningModule):
             raise InputError(f"{self.network.runner.source} is an exported file, which cannot be trained further")
         if stage == "fit" and not any(module.training for module in self.modules()):
             self.train()
+        strategy: Any = self.trainer.strategy
+        if isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm):
+            strategy._layer_sync = SyncNorms()  # Lightning applies it after this
         data = getattr(self.trainer, "datamodule", None)
         several = getattr(data, "multi_label", None)
         if several is not None and stage != "predict" and several != self.multi_label:
@@ -722,6 +751,7 @@ class LitCSN(L.LightningModule):
             self._class_weights = self._class_weights.to(self.device)
         if self._teacher is not None:
             self._teacher.to(self.device)
+        self._norms_judged = False
 
     def on_test_start(self) -> None:
         """Nothing is left of a test that was interrupted, nor of weights that are no more."""
@@ -760,6 +790,32 @@ def read_unreadable(batch: Batch) -> dict[int, tuple[str, bool]]:
     """The unreadable videos of a batch: number, message, and whether a gray clip of the batch stands for it."""
     blank = set(batch["videos"][batch["blank"]].tolist()) if "blank" in batch else set()
     return {number: (message, number in blank) for number, message in batch["unreadable"]}
+
+
+def warn_of_norms(network: nn.Module, clips: int, processes: int) -> None:
+    """Log what is wrong with the BatchNorms of a network that trains on so many clips at once in each process."""
+    norms = live_norms(network)
+    alone = any(not is_synchronised(norm) for norm in norms)
+    together = clips if alone else clips * processes
+    if norms and together < FEWEST_CLIPS:
+        remedies = ["--model.freeze_bn stats, which normalises by those of the pretrained weights", "larger batches"]
+        if processes > 1 and alone:
+            remedies.append("--trainer.sync_batchnorm true, which counts over all processes")
+        _log.warning(
+            "BatchNorm counts its statistics over %d clip%s at a time, which are too few (below %d): they are mostly "
+            "noise, and a test normalises by others than training did. What would do: %s. Batches that are only "
+            "accumulated do not count",
+            together,
+            "s" * (together != 1),
+            FEWEST_CLIPS,
+            "; or ".join(remedies),
+        )
+    frozen = frozen_norms(network)
+    if frozen and all(is_fresh(norm) for norm in frozen):
+        _log.warning(
+            "BatchNorm is frozen (freeze_bn) at the statistics of a fresh network, mean 0 and variance 1, which fit no "
+            "weights: freeze_bn is for pretrained ones"
+        )
 
 
 def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
+from lightning_csn.models.batchnorm import frozen_norms, live_norms
 
 _log = logging.getLogger(__name__)
 
@@ -84,12 +85,17 @@ def parameter_groups(network: nn.Module, options: Mapping[str, Any], lr: float) 
 
     Each has its learning rate, lr times the part's multiplier, as its own `lr`, which every scheduler of torch
     respects, and a `name` for LearningRateMonitor. Where all parts learn alike there are no parts. All parameters are
-    in, those that are frozen too: what is unfrozen later needs no other groups.
+    in, those that are frozen too: what is unfrozen later needs no other groups. But for BatchNorm of which all
+    stays as it was (freeze_bn).
     """
     multipliers = rate_multipliers(options["layer_decay"], options["head_lr"], options["stage_lrs"])
     alike = set(multipliers.values()) == {1.0}
     found: dict[tuple[str, str], list[nn.Parameter]] = {}
+    norms = (*live_norms(network), *frozen_norms(network)) if options.get("freeze_bn") == "all" else ()
+    left_out = {id(parameter) for norm in norms for parameter in norm.parameters()}
     for name, parameter in network.named_parameters():
+        if id(parameter) in left_out:
+            continue
         decays = options["decay_norms"] or not (parameter.ndim <= 1 or name.endswith(".bias"))
         decay = "" if options["decay_norms"] else "decay" if decays else "no_decay"
         found.setdefault(("" if alike else part_of(name), decay), []).append(parameter)

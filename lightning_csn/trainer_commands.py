@@ -82,6 +82,7 @@ OPTIMISER = (
     "lr_end",
     "milestones",
     "gamma",
+    "freeze_bn",
 )
 
 

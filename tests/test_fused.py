@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from lightning_csn.models import depthwise, fused
+from lightning_csn.models.batchnorm import freeze_norms, sync_norms
 from lightning_csn.models.depthwise import depthwise_backend
 from lightning_csn.models.network import (
     ARCHITECTURES,
@@ -140,6 +141,22 @@ def test_running_statistics_take_part_as_in_batchnorm(momentum):
             layer.num_batches_tracked.fill_(3)
     x, grad = inputs(block)
     assert_same(run(block, x, grad, "fused"), run(block, x, grad, "reference"))
+
+
+@pytest.mark.parametrize("what", ["stats", "all"])
+@pytest.mark.parametrize("parts", [None, ["reduce", "expand"], ["convolve", "shortcut"]])
+def test_frozen_norms_train_fused_as_in_the_plain_block_and_stay(what, parts, fused_runs):
+    block = make_block(width_in=4)
+    freeze_norms(block, what, parts)
+    before = dict(copy.deepcopy(block).named_buffers())
+    x, grad = inputs(block, 4)
+    wanted = run(block, x, grad, "reference")
+    got = run(block, x, grad, "fused")
+    assert len(fused_runs) == 1
+    assert_same(got, wanted)
+    frozen = [name for name in before if parts is None or name.split(".")[0] in parts]
+    assert all(torch.equal(got[name], before[name]) for name in frozen)
+    assert (got["expand.norm.weight"] is None) == (what == "all" and (parts is None or "expand" in parts))
 
 
 def test_statistics_are_accurate_far_from_zero():
@@ -329,6 +346,7 @@ def test_dense_networks_and_the_backend_of_kernels_alone_run_plain(fused_runs):
         (lambda block: block.expand.conv.register_full_backward_pre_hook(lambda *_: None), "hooks"),
         (lambda block: setattr(block.expand.conv, "bias", nn.Parameter(block.expand.norm.bias.detach() + 1)), "a bias"),
         (lambda block: setattr(block.reduce, "norm", nn.SyncBatchNorm(2).double()), "a layer is a SyncBatchNorm"),
+        (sync_norms, "a layer is a SyncBatchNorm3d"),
         (lambda block: setattr(block, "drop_path", nn.Dropout(0.0)), "drop_path"),
     ],
 )

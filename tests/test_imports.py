@@ -27,6 +27,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "predict",
         "visualize",
         "callbacks",
+        "precise_bn",
         "last_checkpoint",
         "check_report",
         "runner",

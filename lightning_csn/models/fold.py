@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_csn.errors import InputError, check_choice
+from lightning_csn.models.batchnorm import is_batch_norm
 from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_conv3d
 from lightning_csn.models.network import Bottleneck, ResNet3D, Simple, pool_and_classify
 
@@ -284,7 +285,7 @@ def folded(layers: nn.Module, dtype: torch.dtype, layout: str, *, relu: bool) ->
     """The `conv` and `norm` of some layers as one convolution with a bias. Counted in float64."""
     conv: Any = layers.get_submodule("conv")
     norm: Any = layers.get_submodule("norm")
-    if type(conv) not in (nn.Conv3d, DepthwiseConv3d) or type(norm) not in (nn.BatchNorm3d, nn.SyncBatchNorm):
+    if type(conv) not in (nn.Conv3d, DepthwiseConv3d) or not is_batch_norm(norm):
         raise InputError(
             f"a Conv3d and the BatchNorm after it can be folded, got {type(conv).__name__} and {type(norm).__name__}"
         )

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_csn.models import depthwise
+from lightning_csn.models.batchnorm import FrozenBatchNorm3d
 
 
 class Pass(NamedTuple):
@@ -290,7 +291,7 @@ class NormDepthwise(torch.autograd.Function):
         relu: bool,
         weight: Tensor,
         stride: Sequence[int],
-        following: nn.BatchNorm3d,
+        following: Norm,
         gather: bool,
     ) -> tuple[Tensor, Tensor]:
         """The output, and its normalisation if it is to `gather` one (else zeros). scale, bias: parameters of norm."""
@@ -442,7 +443,7 @@ def unfusable(block: Any, x: Tensor) -> str | None:
                 return "a layer inside of a block has hooks"
             if isinstance(layer, nn.Conv3d) and layer.bias is not None:
                 return "a convolution has a bias"
-            if isinstance(layer, nn.BatchNorm3d) and layer.weight is None:
+            if isinstance(layer, NORMS) and layer.weight is None:
                 return "a BatchNorm has no weight"
     autocast = depthwise.autocast_dtype(x)
     wanted = block.convolve.conv.weight.dtype if autocast is None else autocast
@@ -453,15 +454,17 @@ def unfusable(block: Any, x: Tensor) -> str | None:
     return None
 
 
-LAYERS = (nn.Sequential, nn.Identity, nn.ReLU, nn.Conv3d, nn.BatchNorm3d, depthwise.DepthwiseConv3d)
+NORMS = (nn.BatchNorm3d, FrozenBatchNorm3d)
+LAYERS = (nn.Sequential, nn.Identity, nn.ReLU, nn.Conv3d, depthwise.DepthwiseConv3d, *NORMS)
+Norm = nn.BatchNorm3d | FrozenBatchNorm3d
 
 
-def by_batch(norm: nn.BatchNorm3d) -> bool:
+def by_batch(norm: Norm) -> bool:
     """Whether a BatchNorm normalises by the batch's own statistics."""
-    return norm.training or norm.running_mean is None
+    return not isinstance(norm, FrozenBatchNorm3d) and (norm.training or norm.running_mean is None)
 
 
-def running_norm(norm: nn.BatchNorm3d, dtype: torch.dtype) -> Tensor:
+def running_norm(norm: Norm, dtype: torch.dtype) -> Tensor:
     """The normalisation (5, C) by running statistics."""
     mean, variance = norm.running_mean.to(dtype), norm.running_var.to(dtype)  # type: ignore[union-attr]
     rstd = (variance + norm.eps).rsqrt()
@@ -469,7 +472,7 @@ def running_norm(norm: nn.BatchNorm3d, dtype: torch.dtype) -> Tensor:
     return torch.stack((mean, variance, rstd, scale, norm.bias.detach().to(dtype) - mean * scale))
 
 
-def norm_of(norm: nn.BatchNorm3d, y: Tensor) -> Tensor:
+def norm_of(norm: Norm, y: Tensor) -> Tensor:
     """The normalisation (5, C) of y by a BatchNorm, whose running statistics take part."""
     if not by_batch(norm):
         return running_norm(norm, _accurate(y))
@@ -479,9 +482,13 @@ def norm_of(norm: nn.BatchNorm3d, y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def update_running(norm: nn.BatchNorm3d, made: Tensor, y: Tensor) -> None:
+def update_running(norm: Norm, made: Tensor, y: Tensor) -> None:
     """Take a batch's mean and (unbiased) variance into the running statistics, as nn.BatchNorm3d does."""
-    if not (norm.training and norm.track_running_stats) or norm.running_mean is None or norm.running_var is None:
+    if (
+        not (by_batch(norm) and norm.training and norm.track_running_stats)
+        or norm.running_mean is None
+        or norm.running_var is None
+    ):
         return
     momentum = 0.0 if norm.momentum is None else norm.momentum
     if norm.num_batches_tracked is not None:

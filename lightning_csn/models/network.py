@@ -23,8 +23,8 @@ import inspect
 import math
 import numbers
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -35,6 +35,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_csn.errors import InputError, check_count
+from lightning_csn.models.batchnorm import without_statistics
 from lightning_csn.models.depthwise import DepthwiseConv3d
 from lightning_csn.models.fused import bottleneck, runs_fused
 
@@ -374,20 +375,6 @@ def pool_and_classify(
     if average == "probabilities" and places > 1:
         return logits.log_softmax(-1).logsumexp(1) - math.log(places)  # softmax of this is the places' mean
     return logits.mean(1)
-
-
-@contextmanager
-def without_statistics(block: nn.Module) -> Iterator[None]:
-    """BatchNorm still normalises by the batch, but leaves its running statistics as they are."""
-    norms = [module for module in block.modules() if isinstance(module, nn.BatchNorm3d) and module.training]
-    before = [(norm, norm.momentum, norm.num_batches_tracked) for norm in norms]
-    for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
-    try:
-        yield
-    finally:
-        for norm, momentum, num_batches_tracked in before:
-            norm.momentum, norm.num_batches_tracked = momentum, num_batches_tracked
 
 
 def recomputation_contexts(block: nn.Module) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
