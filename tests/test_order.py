@@ -101,7 +101,7 @@ LABELS = [0] * 17 + [1] * 5 + [2] * 2 + [3] * 6
 def test_a_balanced_epoch_has_of_every_class_what_is_its_due_and_is_shared_evenly(balance, processes):
     sizes = Counter(LABELS)
     shares = {label: size ** (1 - balance) for label, size in sizes.items()}
-    seen = Counter()
+    seen, neighbours = Counter(), 0
     for epoch in range(20):
         one = TrainOrder(30, seed=3, labels=LABELS, balance=balance)
         one.set_epoch(epoch)
@@ -113,12 +113,14 @@ def test_a_balanced_epoch_has_of_every_class_what_is_its_due_and_is_shared_evenl
         rare = Counter(draw.index for draw in whole if LABELS[draw.index] == 2)
         assert max(rare.values()) - min(rare.values()) <= 1
         seen.update(draw.index for draw in whole)
+        neighbours += {0, 1} <= {draw.index for draw in whole}
         several = orders(30, processes, labels=LABELS, balance=balance)
         for order in several:
             order.set_epoch(epoch)
         merged = [draw for step in zip(*several, strict=True) for draw in step]
         assert merged[:30] == whole
     assert len(seen) == 30  # of a frequent class others in each epoch
+    assert 0 < neighbours < 20  # and not every second one
     assert indices(one)[:10] != sorted(indices(one)[:10])
 
 
