@@ -28,6 +28,7 @@ from lightning_csn.errors import InputError
 _log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+Writer = Callable[[Path, Iterable[Record], int], None]  # the file, the records in order, and `top`
 Key = tuple[str, Part | None]  # which video, or which part of it; the number of one may be another in the next run
 
 VERSION = 1
@@ -62,21 +63,33 @@ class Answers:
 
     From `take_up` to `close` or `finish` no other run can take up the same path.
 
+    top: classes of an answer. writers: what makes the file of the records, by the path's ending; what: they are called.
+
     Raises InputError for a path that has none of the endings, for .parquet where pyarrow is missing, and where files
     cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, top: int) -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        top: int,
+        writers: Mapping[str, Writer] | None = None,
+        what: str = "answers",
+    ) -> None:
         self.path = Path(path)
         self.top = top
+        self.what = what
+        writers = WRITERS if writers is None else writers
         ending = self.path.suffix.lower()
-        if ending not in WRITERS or self.path.is_dir():
-            raise InputError(f"{path}: answers are written into a file, whose name ends in {' or '.join(WRITERS)}")
+        if ending not in writers or self.path.is_dir():
+            raise InputError(f"{path}: {what} are written into a file, whose name ends in {' or '.join(writers)}")
         if ending == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+            others = " and ".join(name for name in writers if name != ".parquet")
             raise InputError(
-                f"{path}: .parquet needs pyarrow (pip install 'lightning-csn[parquet]'); .jsonl and .csv need nothing"
+                f"{path}: .parquet needs pyarrow (pip install 'lightning-csn[parquet]'), which {others} can do without"
             )
-        self._write_all = WRITERS[ending]
+        self._write_all = writers[ending]
         self._run = uuid.uuid4().hex[:12]
         self._file: BinaryIO | None = None
         self._lock: filelock.BaseFileLock | None = None
@@ -99,8 +112,8 @@ class Answers:
                 lock.acquire(timeout=0)
             except filelock.Timeout as error:  # an OSError too
                 raise InputError(
-                    f"{self.path}: another run is writing these answers at this moment; wait for it, or give another "
-                    "file"
+                    f"{self.path}: another run is writing these {self.what} at this moment; wait for it, or give "
+                    "another file"
                 ) from error
             except NotImplementedError:
                 _log.warning("%s: no locks on this file system; let no other run write these answers", self.folder)
@@ -123,8 +136,8 @@ class Answers:
                     f"{name} {_short(found.get(name))} and {_short(wanted.get(name))}" for name in names
                 )
                 raise InputError(
-                    f"{self.folder} holds answers of another run, which was stopped (there and here): {differences}; "
-                    "give another file for the answers, or delete that folder"
+                    f"{self.folder} holds {self.what} of another run, which was stopped (there and here): "
+                    f"{differences}; give another file for the {self.what}, or delete that folder"
                 )
         return {key for key, (_, _, answered) in self._places().items() if answered}
 
@@ -182,7 +195,7 @@ class Answers:
         places = self._places()
         if missing := sorted(path for path, _ in set(written) - places.keys()):
             raise InputError(
-                f"{self.folder}: other processes wrote the answers for {len(missing)} "
+                f"{self.folder}: other processes wrote the {self.what} for {len(missing)} "
                 f"video{'s' * (len(missing) != 1)}, {missing[0]} the first, "
                 "that are not there; put the file where all machines see the same folder"
             )
@@ -248,7 +261,7 @@ class Answers:
         try:
             yield
         except OSError as error:
-            raise InputError(f"{self.path}: the answers cannot be written: {error.strerror}") from error
+            raise InputError(f"{self.path}: the {self.what} cannot be written: {error.strerror}") from error
 
 
 def make_record(
@@ -328,7 +341,7 @@ def write_parquet(path: Path, records: Iterable[Record], top: int) -> None:
             writer.write_table(pyarrow.table(columns, schema=schema))
 
 
-WRITERS: dict[str, Callable[[Path, Iterable[Record], int], None]] = {
+WRITERS: dict[str, Writer] = {
     ".jsonl": write_lines,
     ".csv": write_table,
     ".parquet": write_parquet,

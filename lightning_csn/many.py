@@ -269,21 +269,31 @@ def video_bar(total: int, done: int, *, shown: bool) -> Any:
     )
 
 
-class PredictionWriter(BasePredictionWriter):
-    """Writes what `Trainer.predict` gives into a file (see Answers), on any number of processes.
+class RecordWriter(BasePredictionWriter):
+    """Writes what `Trainer.predict` finds in each video into a file, on any number of processes.
 
-    A prediction that was stopped, by whatever means, and is started again answers what is left: VideoDataModule leaves
+    A prediction that was stopped, by whatever means, and is started again does what is left: VideoDataModule leaves
     out the videos that are there, on any number of processes before and after. What could not be read is tried again.
+
+    What a record is and what it depends on say `records_of` and `describe`.
     """
 
     takes_up = "predict"
 
-    def __init__(self, path: str | os.PathLike[str], *, top: int = 5) -> None:
+    def __init__(self, answers: Answers) -> None:
         super().__init__("batch")
-        self.answers = Answers(path, top=top)
+        self.answers = answers
         self.counts: Counts | None = None  # of the prediction that is over, on the first process
         self.times = Times()  # of this process
         self._forget()
+
+    def records_of(self, module: Any, prediction: dict[str, Any], batch: dict[str, Any]) -> dict[int, Record]:
+        """The records of a batch's videos by their numbers, out of what the module's predict_step gave."""
+        raise NotImplementedError
+
+    def describe(self, trainer: Trainer) -> dict[str, Any]:
+        """What records depend on, but for the video, as plain values."""
+        raise NotImplementedError
 
     def _forget(self) -> None:
         self._about: dict[str, Any] | None = None
@@ -302,16 +312,8 @@ class PredictionWriter(BasePredictionWriter):
         All processes call this together, with the weights in place. Raises InputError where the answers that are there
         are those of another network, or of other views.
         """
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
         self._samples = samples
-        self._about = describe_answers(
-            trainer.lightning_module,
-            clips=getattr(data, "predict_clips", None),
-            crops=getattr(data, "predict_crops", None),
-            top=self.answers.top,
-            sampling=getattr(data, "sampling", None),
-            precision=str(trainer.precision),
-        )
+        self._about = self.describe(trainer)
 
         def take_up() -> set[int]:
             assert self._about is not None
@@ -355,11 +357,7 @@ class PredictionWriter(BasePredictionWriter):
     ) -> None:
         """Write the records of a batch."""
         assert self._about is not None  # VideoDataModule has asked what is done
-        module: Any = pl_module
-        found = prediction | {"short": batch["short"]}
-        records = make_records(
-            found, prediction["probabilities"].cpu(), self._samples, module.classes, self.answers.top
-        )
+        records = self.records_of(pl_module, prediction, batch)
         new = {number: record for number, record in records.items() if number not in self._done}
         self.answers.write(self._about, new.values(), trainer.global_rank)
         self._written |= dict.fromkeys(new, True)
@@ -375,6 +373,30 @@ class PredictionWriter(BasePredictionWriter):
         written = gather(self._written)
         keys = {(self._samples[number].path, self._samples[number].part) for number in written}
         self.counts = on_first_process(trainer, lambda: self.answers.finish(self._samples, keys))
+
+
+class PredictionWriter(RecordWriter):
+    """Writes the likeliest classes of each video; see Answers for the file."""
+
+    def __init__(self, path: str | os.PathLike[str], *, top: int = 5) -> None:
+        super().__init__(Answers(path, top=top))
+
+    def records_of(self, module: Any, prediction: dict[str, Any], batch: dict[str, Any]) -> dict[int, Record]:
+        """The records of a batch's videos by their numbers."""
+        found = prediction | {"short": batch["short"]}
+        return make_records(found, prediction["probabilities"].cpu(), self._samples, module.classes, self.answers.top)
+
+    def describe(self, trainer: Trainer) -> dict[str, Any]:
+        """What the answers depend on, but for the video, as plain values."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
+        return describe_answers(
+            trainer.lightning_module,
+            clips=getattr(data, "predict_clips", None),
+            crops=getattr(data, "predict_crops", None),
+            top=self.answers.top,
+            sampling=getattr(data, "sampling", None),
+            precision=str(trainer.precision),
+        )
 
 
 class VideoBar(ProgressBar):
@@ -397,7 +419,7 @@ class VideoBar(ProgressBar):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning's data connector
         callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
         self._total = len(data.predict_samples)
-        done = max((one.done for one in callbacks if isinstance(one, PredictionWriter)), default=0)
+        done = max((one.done for one in callbacks if isinstance(one, RecordWriter)), default=0)
         self._bar = video_bar(self._total, done, shown=self._shown and trainer.is_global_zero)
 
     def on_predict_batch_end(
