@@ -26,6 +26,7 @@ from lightning_csn.benchmark import benchmark_options, run_benchmark
 from lightning_csn.check_data import check_data_options, run_check_data
 from lightning_csn.errors import InputError
 from lightning_csn.export_model import export_options, run_export
+from lightning_csn.extract_features import features_options, run_features
 from lightning_csn.pack_data import pack_options, run_pack
 from lightning_csn.split_data import run_split_data, split_data_options
 
@@ -554,6 +555,9 @@ COMMANDS = {
         "divide a data set into train, val and test, without leaks", split_data_options, run_split_data
     ),
     "pack": Command("make a data set small and quick to read, in shards for any storage", pack_options, run_pack),
+    "features": Command(
+        "what a network holds of each video, for a classifier of your own", features_options, run_features
+    ),
     "average": Command("the figures of a test again, with another mean of its views", average_options, run_average),
     "export": Command(
         "write a network as a file for ONNX Runtime, OpenVINO or torch.export", export_options, run_export

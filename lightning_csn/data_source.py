@@ -1,4 +1,4 @@
-"""The options by which check-data and pack name a data set, what they find by them, and the bar that shows how far."""
+"""The options by which check-data, pack and features name a data set, what is found by them, and the bar of how far."""
 
 from __future__ import annotations
 
@@ -30,16 +30,19 @@ def find_source(args: Namespace) -> Collection:
     from lightning_csn.data.annotations import find_samples
 
     given = {"train": args.train_list, "val": args.val_list, "test": args.test_list}
-    classes = args.classes
-    if classes is not None and len(classes) == 1 and Path(classes[0]).is_file():
-        classes = classes[0]
     return find_samples(
         args.root,
         lists={split: path for split, path in given.items() if path is not None},
-        classes=classes,
+        classes=named_classes(args),
         layout=args.layout,
         fold=args.fold,
     )
+
+
+def named_classes(args: Namespace) -> list[str] | str | None:
+    """The classes of --classes, or the file that it names."""
+    classes: list[str] | None = args.classes
+    return classes[0] if classes is not None and len(classes) == 1 and Path(classes[0]).is_file() else classes
 
 
 def progress(steps: Iterable[T], total: int, what: str) -> Iterator[T]:

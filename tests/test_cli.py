@@ -105,7 +105,8 @@ def test_help_and_the_list_of_checkpoints_import_nothing_heavy():
     script = f"""
 import sys
 from lightning_csn.cli import main
-for argv in (["--help"], ["classify", "--help"], ["fit", "--help"], ["checkpoints", "--help"], ["checkpoints"]):
+pages = [[name, "--help"] for name in ("classify", "fit", "features", "checkpoints")]
+for argv in (["--help"], *pages, ["checkpoints"]):
     assert main(argv) == 0, argv
     loaded = [name for name in {heavy!r}.split() if name in sys.modules]
     assert not loaded, (argv, loaded)

@@ -34,6 +34,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "export",
         "answers",
         "many",
+        "features",
     },
     "door": {
         "__init__",
@@ -48,6 +49,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "pack_data",
         "average",
         "export_model",
+        "extract_features",
     },
 }
 BELOW = {

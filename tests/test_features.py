@@ -1,0 +1,279 @@
+"""Features: those of the network, of every video once, in any number of runs and processes, with what they are of."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from lightning_csn import features
+from lightning_csn.cli import main
+from lightning_csn.clip import ClipSpec
+from lightning_csn.data.dataset import VideoDataset
+from lightning_csn.errors import InputError
+from lightning_csn.features import LabelledVideos, extract_features, read_features
+from lightning_csn.models import checkpoints
+from lightning_csn.models.network import create_network
+from lightning_csn.module import LitCSN
+
+CLIP = ClipSpec(
+    frames=9, step=1, fps=None, short_side=40, crop=32, test_crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.2)
+)
+NAMES = ["clapping", "jumping", "waving"]
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return LitCSN("ircsn_tiny", classes=["a", "b"], clip=CLIP.to_dict()).eval()
+
+
+@pytest.fixture(scope="module")
+def weights(model, tmp_path_factory):
+    return str(model.save_pretrained(tmp_path_factory.mktemp("weights") / "tiny"))
+
+
+def videos(root, **options):
+    return LabelledVideos(root, **{"num_workers": 0, "test_clips": 2, "test_crops": 1} | options)
+
+
+def extract(model, data, path, **options):
+    return extract_features(model, data, path, accelerator="cpu", **options)
+
+
+def view_features(model, samples):
+    """Each view by itself, by the network as it was trained: (N, V, D)."""
+    dataset = VideoDataset(samples, CLIP, train=False, clips=2)
+    rows = []
+    with torch.inference_mode():
+        for item in (dataset[i] for i in range(len(dataset))):
+            last = model.network.forward_features(model.normalise(item["clips"]))
+            rows.append(model.network.forward_head(last, pre_logits=True))
+    return torch.stack(rows).numpy()
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_every_video_of_every_split_has_the_networks_features(ending, model, weights, split_folder, tmp_path):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    data = videos(split_folder)
+    assert extract(weights, data, tmp_path / f"f.{ending}") == (27, 0, 0)
+    found = read_features(tmp_path / f"f.{ending}")
+    samples = [sample for split in ("train", "val", "test") for sample in data.samples[split]]
+    np.testing.assert_allclose(found.features, view_features(model, samples).mean(1), atol=1e-5)
+    assert found.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4 + [0, 0, 1, 1, 2, 2] + [0] * 3 + [1] * 3 + [2] * 3
+    assert found.classes == NAMES
+    assert found.paths == [sample.path for sample in samples]
+    assert found.splits == ["train"] * 12 + ["val"] * 6 + ["test"] * 9
+    assert found.parts == [None] * 27
+    assert not found.short.any()
+    expected = {"model": weights, "architecture": "ircsn_tiny", "clips": 2, "crops": 1, "per": "video", "frames": 9}
+    assert expected.items() <= found.manifest.items()
+    assert [path.name for path in tmp_path.iterdir()] == [f"f.{ending}"]
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_views_and_steps_have_the_same_mean(ending, model, video_folder, tmp_path):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    found = {}
+    for per in ("video", "view", "step"):  # "full": a map of 2 x 2 places
+        extract(model, videos(video_folder, test_crops="full"), tmp_path / f"{per}.{ending}", per=per)
+        found[per] = read_features(tmp_path / f"{per}.{ending}")
+    assert [found[per].features.shape for per in found] == [(9, 512), (9, 2, 512), (9, 2, 2, 512)]
+    assert not np.allclose(found["step"].features[:, :, 0], found["step"].features[:, :, 1])
+    np.testing.assert_allclose(found["step"].features.mean(2), found["view"].features, atol=1e-6)
+    for per in ("view", "step"):
+        assert found[per].pooled().shape == (9, 512)
+    np.testing.assert_allclose(found["view"].pooled(), found["video"].features, atol=1e-6)
+
+
+def test_the_quick_form_is_taken_unless_it_is_to_be_exact(model, video_folder, tmp_path, monkeypatch):
+    folded = []
+    monkeypatch.setattr(features, "cannot_pack", lambda device, dtype: None)
+    monkeypatch.setattr(features, "fold", lambda network: folded.append(network) or network)
+    extract(model, videos(video_folder), tmp_path / "exact.npz", exact=True)
+    assert folded == []
+    extract(model, videos(video_folder), tmp_path / "quick.npz")
+    assert folded == [model.network]
+    assert [read_features(tmp_path / f"{name}.npz").manifest["exact"] for name in ("exact", "quick")] == [True, False]
+
+
+class Stop(L.Callback):
+    """Keeps the numbers of the videos that are seen, and stops at a batch."""
+
+    def __init__(self, batch=None):
+        self.batch, self.seen = batch, []
+
+    def on_predict_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        self.seen += batch["videos"].tolist()
+        if batch_idx == self.batch:
+            raise RuntimeError("stop")
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(model, video_folder, tmp_path):
+    data = videos(video_folder, eval_batch_size=2)
+    extract(model, data, tmp_path / "whole.npz")
+    with pytest.raises(RuntimeError, match="stop"):
+        extract(model, data, tmp_path / "a.npz", callbacks=[Stop(2)])
+    watch = Stop()
+    extract(model, data, tmp_path / "a.npz", callbacks=[watch])
+    assert watch.seen == [4, 5, 6, 7, 8]
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "whole.npz"]
+
+
+def test_what_was_found_otherwise_is_no_part_of_it_but_another_head_is_no_other_network(model, video_folder, tmp_path):
+    data = videos(video_folder, eval_batch_size=2)
+    with pytest.raises(RuntimeError, match="stop"):
+        extract(model, data, tmp_path / "a.npz", callbacks=[Stop(2)])
+    for options, message in (({"per": "view"}, "per video and view"), ({"exact": True}, "exact False and True")):
+        with pytest.raises(InputError, match=rf"a\.npz\.parts holds features of another run.*{message}"):
+            extract(model, data, tmp_path / "a.npz", **options)
+    with pytest.raises(InputError, match="clips 2 and 3"):
+        extract(model, videos(video_folder, test_clips=3), tmp_path / "a.npz")
+    other = LitCSN("ircsn_tiny", num_classes=5, clip=CLIP.to_dict()).eval()
+    with pytest.raises(InputError, match="weights"):
+        extract(other, data, tmp_path / "a.npz")
+    other.load_state_dict({k: v for k, v in model.state_dict().items() if "head" not in k}, strict=False)
+    assert extract(other, data, tmp_path / "a.npz").videos == 9
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_unreadable_and_short_videos_are_named(ending, model, make_video, tmp_path):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    for name in ("run", "walk"):
+        make_video(tmp_path / "videos" / name / "b.mp4", frames=12)
+    make_video(tmp_path / "videos/walk/c.mp4", frames=5)
+    (tmp_path / "videos/run/a.mp4").write_bytes(b"no video")
+    assert extract(model, videos(tmp_path / "videos"), tmp_path / f"f.{ending}") == (4, 1, 1)
+    found = read_features(tmp_path / f"f.{ending}")
+    assert [path[-10:] for path in found.paths] == ["/run/b.mp4", "walk/b.mp4", "walk/c.mp4"]
+    assert found.labels.tolist() == [0, 1, 1]
+    assert found.short.tolist() == [False, False, True]
+    ((path, split, error),) = found.unreadable
+    assert (path, split) == (str(tmp_path / "videos/run/a.mp4"), "all")
+    assert "run/a.mp4" in error
+
+
+def test_videos_without_classes_have_features_without_labels(model, make_video, tmp_path):
+    for n in range(2):
+        make_video(tmp_path / "videos" / f"{n}.mp4", frames=12)
+    extract(model, videos(tmp_path / "videos"), tmp_path / "f.npz")
+    found = read_features(tmp_path / "f.npz")
+    assert (found.features.shape, found.labels.tolist(), found.splits) == ((2, 512), [-1, -1], ["", ""])
+
+
+@pytest.mark.parametrize("ending", ["npz", "parquet"])
+def test_parts_and_several_labels_are_kept(ending, model, video_folder, tmp_path):
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    rows = ["path,labels,start_frame,end_frame", "waving/waving_2.mp4,a|c,0,10", "waving/waving_2.mp4,b,8,20"]
+    (tmp_path / "train.csv").write_text("\n".join(rows))
+    extract(model, videos(video_folder, train_list=tmp_path / "train.csv"), tmp_path / f"f.{ending}")
+    found = read_features(tmp_path / f"f.{ending}")
+    assert found.classes == ["a", "b", "c"]
+    assert found.labels.tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert [tuple(part) for part in found.parts] == [(0, 10, "frames"), (8, 20, "frames")]
+    assert not np.allclose(*found.features)
+
+
+def test_weights_without_a_head_and_a_run_will_do_an_exported_file_will_not(model, weights, video_folder, tmp_path):
+    network = create_network("ircsn_tiny", num_classes=0).eval()
+    record = checkpoints.Checkpoint(architecture="ircsn_tiny", num_classes=0, clip=CLIP.to_dict())
+    checkpoints.save(network, record, tmp_path / "trunk")
+    extract(tmp_path / "trunk", videos(video_folder), tmp_path / "a.npz")
+    assert read_features(tmp_path / "a.npz").features.shape == (9, 512)
+    for source in ("model.onnx", "model.xml", "model.pt2"):
+        with pytest.raises(InputError, match=rf"{source} is an exported file, which gives logits and no features"):
+            extract(source, videos(video_folder), tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("name", ["f.npz", "f.parquet", "array.npz", "other.npz"])
+def test_another_file_is_no_file_of_features(name, tmp_path):
+    if name == "f.parquet":
+        pytest.importorskip("pyarrow")
+    with (tmp_path / name).open("wb") as file:
+        if name == "other.npz":
+            np.savez(file, features=np.zeros(3))
+        elif name == "array.npz":
+            np.save(file, np.zeros(3))
+        else:
+            file.write(b"something else")
+    with pytest.raises(InputError, match=rf"{name}: this is no file of features"):
+        read_features(tmp_path / name)
+    with pytest.raises(InputError, match="no such file; 'lightning-csn features' writes features"):
+        read_features(tmp_path / "nowhere.npz")
+
+
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+import lightning as L
+from lightning_csn.features import LabelledVideos, extract_features
+
+weights, root, out = sys.argv[1:]
+
+
+class Kill(L.Callback):
+    def on_predict_batch_start(self, trainer, module, batch, batch_idx, dataloader_idx=0):
+        if batch_idx == 2:
+            parts = Path(f"{out}.parts")
+            while sum(len(part.read_text().splitlines()) for part in parts.glob("*.jsonl")) < 2 * (1 + 2):
+                time.sleep(0.01)
+            os.killpg(0, signal.SIGKILL)
+
+
+data = LabelledVideos(root, num_workers=0, test_clips=2, test_crops=1, eval_batch_size=1)
+extract_features(weights, data, out, accelerator="cpu", devices=2, strategy="ddp", callbacks=[Kill()])
+"""
+
+
+def test_one_process_goes_on_where_two_were_killed(weights, video_folder, tmp_path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
+    killed = subprocess.run(
+        [sys.executable, "script.py", weights, str(video_folder), "two.npz"],
+        **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120},
+        start_new_session=True,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert len(list((tmp_path / "two.npz.parts").glob("*.jsonl"))) == 2
+    watch = Stop()
+    data = videos(video_folder, eval_batch_size=1)
+    extract(weights, data, tmp_path / "two.npz", callbacks=[watch])
+    assert watch.seen == [4, 5, 6, 7, 8]
+    extract(weights, data, tmp_path / "one.npz")
+    assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
+
+
+def test_the_command_says_how_many_there_are_and_fails_where_one_is_unreadable(weights, make_video, tmp_path, capsys):
+    make_video(tmp_path / "videos/run/b.mp4", frames=12)
+    make_video(tmp_path / "videos/walk/b.mp4", frames=12)
+    lists = [tmp_path / "train.txt", tmp_path / "val.txt"]
+    for file, path in zip(lists, ("run/b.mp4 run", "walk/b.mp4 walk"), strict=True):
+        file.write_text(f"{path}\n")
+    out = tmp_path / "f.npz"
+    options = ["--model", weights, "--workers", "0", "--accelerator", "cpu", "--clips", "1", "--output", str(out)]
+    command = ["features", str(tmp_path / "videos"), "--train-list", str(lists[0]), "--val-list", str(lists[1])]
+    assert main([*command, *options, "--dense"]) == 0
+    assert capsys.readouterr().out == f"features: {out} (2 videos)\n"
+    assert read_features(out).features.shape == (2, 1, 2, 512)
+    assert read_features(out).splits == ["train", "val"]
+    (tmp_path / "videos/run/b.mp4").write_bytes(b"no video")
+    assert main([*command, *options]) == 2
+    assert capsys.readouterr().out == f"features: {out} (2 videos, 1 of them unreadable)\n"
+    assert main(["features"]) == 2
+    assert "features needs videos: ROOT, or a list file" in capsys.readouterr().err
