@@ -27,6 +27,7 @@ from lightning_csn.check_data import check_data_options, run_check_data
 from lightning_csn.errors import InputError
 from lightning_csn.export_model import export_options, run_export
 from lightning_csn.extract_features import features_options, run_features
+from lightning_csn.fit_probe import probe_options, run_probe
 from lightning_csn.pack_data import pack_options, run_pack
 from lightning_csn.split_data import run_split_data, split_data_options
 
@@ -557,6 +558,9 @@ COMMANDS = {
     "pack": Command("make a data set small and quick to read, in shards for any storage", pack_options, run_pack),
     "features": Command(
         "what a network holds of each video, for a classifier of your own", features_options, run_features
+    ),
+    "probe": Command(
+        "a linear or nearest-neighbour classifier of features: the first figure to have", probe_options, run_probe
     ),
     "average": Command("the figures of a test again, with another mean of its views", average_options, run_average),
     "export": Command(

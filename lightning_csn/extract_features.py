@@ -79,6 +79,7 @@ def features_options(parser: ArgumentParser) -> None:
         "command goes on with a run that was stopped, on any number of processes.\n\n"
         "examples:\n"
         f"  lightning-csn features my_videos --model {KINETICS_MODEL} --output features.npz\n"
+        "  lightning-csn probe features.npz\n"
         "  lightning-csn features my_videos --train-list train.txt --val-list val.txt --model runs/last.ckpt\n"
         "  lightning-csn features my_videos --dense --clips 30 --output dense.parquet --devices 8"
     )

@@ -101,11 +101,11 @@ def test_help_lists_every_command_with_what_it_does(capsys):
 
 
 def test_help_and_the_list_of_checkpoints_import_nothing_heavy():
-    heavy = "torch lightning av timm torchvision huggingface_hub PIL numpy"
+    heavy = "torch lightning av timm torchvision huggingface_hub PIL numpy sklearn scipy"
     script = f"""
 import sys
 from lightning_csn.cli import main
-pages = [[name, "--help"] for name in ("classify", "fit", "features", "checkpoints")]
+pages = [[name, "--help"] for name in ("classify", "fit", "features", "probe", "checkpoints")]
 for argv in (["--help"], *pages, ["checkpoints"]):
     assert main(argv) == 0, argv
     loaded = [name for name in {heavy!r}.split() if name in sys.modules]

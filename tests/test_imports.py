@@ -35,6 +35,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "answers",
         "many",
         "features",
+        "probe",
     },
     "door": {
         "__init__",
@@ -50,6 +51,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "average",
         "export_model",
         "extract_features",
+        "fit_probe",
     },
 }
 BELOW = {
