@@ -567,6 +567,14 @@ class LitCSN(L.LightningModule):
     def _nothing_to_learn(self, clips: Tensor) -> Tensor:
         # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters,
         # and each SyncBatchNorm of theirs for this one's part in the statistics.
+        if hasattr(self.network, "unshard"):  # Where it is sharded, they wait for it to run
+            training = [module for module in self.network.modules() if module.training]
+            self.network.eval()  # the statistics of BatchNorm are of videos alone
+            shape = (1, 3, self.clip.frames, self.clip.crop, self.clip.crop)
+            idle = 0 * self.network(torch.zeros(shape, device=self.device)).sum()
+            for module in training:
+                module.training = True
+            return idle
         nothing = torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
         if any(is_synchronised(norm) for norm in live_norms(self.network)):
             nothing = nothing + self.network(self.normalise(clips.flatten(0, 1))).sum()  # of no clips

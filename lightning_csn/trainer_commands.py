@@ -42,6 +42,7 @@ from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.runner import is_export, refuse_exact
 from lightning_csn.scores import ScoresWriter
+from lightning_csn.sharding import ShardedStrategy, register_strategies
 
 _log = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ def is_no_advertisement(record: logging.LogRecord) -> bool:
 def run(command: str, description: str, argv: list[str]) -> None:
     """Run fit, validate, test or predict with options as they were typed; SystemExit from the parser (2, or 0)."""
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(is_no_advertisement)
+    register_strategies()
     with warnings.catch_warnings():
         # LightningCLI 2.6 calls add_instantiator, instantiate_classes and skip_none of jsonargparse, which jsonargparse
         # 4.49 calls deprecated: no business of whoever trains a network, and not ours to change.
@@ -315,7 +317,10 @@ class TrainerCommand(LightningCLI):
         try:
             return super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError, TypeError) as error:  # devices 'x' is a TypeError
-            raise InputError(f"the Trainer cannot be made with these options: {error}") from error
+            remedy = ""
+            if "requires a GPU accelerator" in str(error):
+                remedy = f" On CPUs --trainer.strategy {ShardedStrategy.NAME} shards the network."
+            raise InputError(f"the Trainer cannot be made with these options: {error}{remedy}") from error
 
     def averages(self, callbacks: Sequence[Callback]) -> list[EMA]:
         """EMA where it was asked for or the run that goes on had it; none with one among the callbacks."""

@@ -29,6 +29,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "callbacks",
         "precise_bn",
         "last_checkpoint",
+        "sharding",
         "check_report",
         "runner",
         "export",
