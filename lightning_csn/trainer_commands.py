@@ -153,6 +153,12 @@ class TrainerCommand(LightningCLI):
             parser.link_arguments("data", "model.classes", self.classes_to_learn, apply_on="instantiate")
             parser.link_arguments("data.multi_label", "model.multi_label", apply_on="instantiate")
             parser.add_argument(
+                "--resume",
+                action="store_true",
+                help="Go on with DIR/last.ckpt, DIR being trainer.default_root_dir, if there is one: the same command "
+                "begins a run and goes on with it, as schedulers repeat it.",
+            )
+            parser.add_argument(
                 "--save_minutes",
                 type=float,
                 default=SAVE_MINUTES,
@@ -211,6 +217,9 @@ class TrainerCommand(LightningCLI):
             refuse_exact(self.config.model.pretrained, self.config.exact)
         if all(self.config.data[name] is None for name in VIDEOS):
             raise self.lack_of_videos()
+        resumed = self.command == "fit" and self.config.resume and self.config.ckpt_path is None
+        if resumed and (last := Path(self.config.trainer.default_root_dir, "last.ckpt")).is_file():
+            self.config.ckpt_path = str(last)
         if self.config.ckpt_path is None:
             if self.command != "fit" and self.config.model.pretrained is None:
                 raise InputError(
@@ -219,7 +228,7 @@ class TrainerCommand(LightningCLI):
                 )
             return
         checkpoint = read_checkpoint(self.config.ckpt_path)
-        if "model.pretrained" in self.typed:
+        if "model.pretrained" in self.typed and not resumed:
             raise InputError(
                 "--ckpt_path and --model.pretrained both bring weights; give one of them (--model.pretrained "
                 f"{self.config.ckpt_path} starts a new run from the weights of that file)"
