@@ -81,7 +81,7 @@ def distillation_loss(logits: Tensor, taught: Tensor, temperature: float, *, mul
 
     >>> same = torch.tensor([[1.0, -2.0, 0.5]])
     >>> [round(distillation_loss(same, same + 1, 2.0, multi_label=several).item(), 3) for several in (False, True)]
-    [0.0, 0.1]
+    [0.0, 0.111]
     """
     soft, goal = logits.float() / temperature, taught.float() / temperature
     if multi_label:

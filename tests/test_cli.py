@@ -360,7 +360,7 @@ def test_an_interrupted_classify_goes_on_where_it_was(video_folder, weights, tmp
     command = ["classify", str(video_folder), "--model", str(weights), "--workers", "1", "--output", str(out)]
     monkeypatch.setattr("lightning_csn.datamodule.MOST_TOGETHER", 1)  # a batch for each video
     assert main(command) == 130
-    assert "interrupted; the same command goes on with the videos that are left" in capsys.readouterr().out
+    assert "interrupted; the same command goes on with the videos that are left" in capsys.readouterr().err
     assert not out.exists()
     assert main([*command, "--top", "1"]) == 2
     assert "holds answers of another run, which was stopped (there and here): top 5 and 1; " in capsys.readouterr().err
