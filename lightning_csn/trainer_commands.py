@@ -63,6 +63,14 @@ FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps", "sampling", "te
 WEIGHTS = ("architecture", "num_classes", "classes", "network", "origin")
 # ... but these options of `network` may change from run to run.
 FREE_NETWORK_OPTIONS = ("dropout", "drop_path", "norm_momentum", "head_pooling", "head_average")
+# Options of LitCSN of which null means none, and how LitCSN holds that; of the others it means: as the weights are.
+NONE_OF_IT: dict[str, Any] = {
+    "class_weights": None,
+    "lr_batch": None,
+    "optimizer_options": {},
+    "stage_lrs": {},
+    "teacher": None,
+}
 # Options of LitCSN that the videos decide in training, and what to do instead.
 DECIDED_BY_VIDEOS = {"classes": ", or give --data.classes for other names or another order", "multi_label": ""}
 # Options whose values live on in the optimiser's and the scheduler's state, so that resuming would ignore new ones.
@@ -335,6 +343,11 @@ class TrainerCommand(LightningCLI):
     def averages(self, callbacks: Sequence[Callback]) -> list[EMA]:
         """EMA where it was asked for or the run that goes on had it; none with one among the callbacks."""
         decay = self.config.ema
+        if decay is None and "ema" in self.typed and self.averaging is not None:
+            raise InputError(
+                f"--ema null: the run to go on with averages its weights (decay {self.averaging['decay']:g}), and goes "
+                f"on so; to train the averages without, start a new run: --model.pretrained {self.config.ckpt_path}"
+            )
         if any(isinstance(callback, WeightAveraging) for callback in callbacks):
             if decay is not None:
                 raise InputError(f"--ema {decay:g}: one of --trainer.callbacks averages the weights already")
@@ -496,18 +509,21 @@ def merge_settings(
 
     What was given by hand wins. Where it cannot, InputError names both values: the weights decide WEIGHTS, and when a
     run is resumed its optimiser goes on as it was. A config file that fit saved names every option, so that there a
-    null, or the default for one of WEIGHTS, counts as not said; `clip` and `network` may be given in part.
+    null (but for NONE_OF_IT), or the default for one of WEIGHTS, counts as not said. `clip` and `network` may be given
+    in part.
 
     >>> merge_settings({"lr": 0.1, "num_classes": 4}, {"lr": 0.2}, typed={"lr"}, defaults={}, resume=False)
     {'lr': 0.2, 'num_classes': 4, 'pretrained': None}
     """
     merged = dict(held)
     for name, value in given.items():
-        if name == "pretrained" or value is None:
+        if name == "pretrained" or (value is None and name not in NONE_OF_IT):
             continue
         if name in WEIGHTS and name not in typed and value == defaults.get(name):
             continue
-        before = held.get(name, defaults.get(name) if name in OPTIMISER else None)
+        before: Any = held.get(name, defaults.get(name) if name in OPTIMISER else None)
+        value = NONE_OF_IT.get(name) if value is None else value
+        before = NONE_OF_IT.get(name) if before is None else before
         if name == "network":
             before = before or {}
             for option, new in value.items():

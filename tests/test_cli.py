@@ -728,6 +728,26 @@ def test_resuming_refuses_settings_that_the_optimiser_would_ignore(trained, spli
         merge_settings(before, {"layer_decay": 0.5}, **options)
 
 
+@pytest.mark.parametrize(
+    ("name", "held", "kept"),
+    [("teacher", "weights", None), ("class_weights", "balanced", None), ("stage_lrs", {"stem": 0.0}, {})],
+)
+def test_null_takes_away_what_a_checkpoint_has(name, held, kept):
+    options = {"typed": {name}, "defaults": {name: None}}
+    before = {name: held, "classes": CLASSES}
+    merged = merge_settings(before, {name: None, "classes": None}, **options, resume=False)
+    assert merged == {name: kept, "classes": CLASSES, "pretrained": None}  # that of classes says nothing
+
+
+@pytest.mark.parametrize("name", ["lr_batch", "stage_lrs"])
+def test_null_is_refused_where_the_optimiser_goes_on_with_something(name):
+    options = {"typed": {name}, "defaults": {"lr_batch": None, "stage_lrs": None}, "resume": True}
+    with pytest.raises(InputError, match=f"--model.{name} (None|{{}}): the run to go on with has {name}"):
+        merge_settings({"lr_batch": 8, "stage_lrs": {"stem": 0.0}}, {name: None}, **options)
+    merge_settings({"lr_batch": None, "stage_lrs": {}}, {name: None}, **options)
+    merge_settings({}, {name: None}, **options)  # of a version that had neither
+
+
 def test_a_run_is_resumed_with_the_options_that_it_saved(split_folder, tmp_path):
     """The saved config names every option, defaults, nulls and `pretrained` too; the checkpoint contradicts none."""
     weights = save_weights(tmp_path / "weights")

@@ -406,6 +406,9 @@ def test_an_average_by_hand_wins_over_that_of_the_run(split_folder, tmp_path, wh
     options = [f"--data.root={split_folder}", f"--trainer.default_root_dir={tmp_path}", "--trainer.max_epochs=3"]
     assert command("fit", *options, f"--ckpt_path={whole_run / 'last.ckpt'}", "--ema=0.5") == 0
     assert torch.load(tmp_path / "last.ckpt", weights_only=True)["ema"] == {"decay": 0.5, "updates": 9}
+    assert command("fit", *options, f"--ckpt_path={whole_run / 'last.ckpt'}", "--ema=null") == 2
+    said = "--ema null: the run to go on with averages its weights (decay 0.9), and goes on so"
+    assert said in capsys.readouterr().err
     twice = ["--trainer.callbacks=lightning_csn.EMA", "--ema=0.5"]
     assert command("fit", *options, *NEW, *twice) == 2
     assert "--ema 0.5: one of --trainer.callbacks averages the weights already" in capsys.readouterr().err
