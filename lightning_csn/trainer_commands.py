@@ -521,9 +521,9 @@ def merge_settings(
             continue
         if name in WEIGHTS and name not in typed and value == defaults.get(name):
             continue
-        before: Any = held.get(name, defaults.get(name) if name in OPTIMISER else None)
-        value = NONE_OF_IT.get(name) if value is None else value
-        before = NONE_OF_IT.get(name) if before is None else before
+        before = held.get(name, defaults.get(name) if name in OPTIMISER else None)
+        if name in NONE_OF_IT:
+            value, before = (NONE_OF_IT[name] if one is None else one for one in (value, before))
         if name == "network":
             before = before or {}
             for option, new in value.items():

@@ -16,10 +16,12 @@ from pathlib import Path
 import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they find, which must not be one test's
 import pytest
 import torch
+from lightning.pytorch.cli import LightningCLI
 
 from lightning_csn import cli
 from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main
 from lightning_csn.clip import ClipSpec
+from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import create_network
@@ -681,8 +683,19 @@ def test_fit_says_which_network_it_trains_where_nobody_chose_one(option, split_f
     assert (said is not None) == ("architecture" not in option)
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:lightning.pytorch.cli")
+def test_trap_stock_lightningcli_takes_a_checkpoint_over_what_was_typed(trained, split_folder, monkeypatch):
+    class Stock(LightningCLI):
+        def _run_subcommand(self, subcommand):
+            """Only what comes before it is asked for."""
+
+    options = [f"--data.root={split_folder}", f"--ckpt_path={trained / 'last.ckpt'}", *QUIET, "--model.lr=9"]
+    monkeypatch.setattr(sys, "argv", ["stock", "test", *options])
+    stock = Stock(LitCSN, VideoDataModule, save_config_callback=None)
+    assert stock.model.hparams["lr"] == 0.125
+
+
 def test_options_given_by_hand_win_over_the_checkpoint(trained, split_folder, tmp_path, monkeypatch):
-    """LightningCLI takes every one of these from the checkpoint, without a word."""
     config = tmp_path / "c.yaml"
     config.write_text("model: {label_smoothing: 0.25, clip: {short_side: 40}}")
     command = started(

@@ -121,3 +121,17 @@ def test_public_names_are_there_and_no_others():
         assert name in dir(lightning_csn)
     with pytest.raises(AttributeError, match="no attribute 'LitCNS'"):
         lightning_csn.LitCNS  # noqa: B018 - reading it is the test
+
+
+def test_trap_nothing_hangs_on_video_readers_that_went_away():
+    """torchvision has no read_video since 0.26, decord no release since 2021; webdataset's decoder calls the former."""
+    import torchvision
+
+    assert not hasattr(torchvision.io, "read_video")
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                assert not name.startswith(("torchvision.io", "torchvision.datasets", "webdataset")), f"{path}: {name}"
+                assert not name.startswith("decord") or path.stem == "benchmark_data", f"{path}: {name}"

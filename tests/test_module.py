@@ -4,6 +4,7 @@ import base64
 import json
 import logging
 import math
+import pickle
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -773,6 +774,35 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path, make_trainer):
     torch.save(content, tmp_path / "last.ckpt")
     with pytest.raises(RuntimeError, match=r"Missing key.*network\.head\.bias"):
         LitCSN.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_trap_a_path_in_hyper_parameters_makes_a_checkpoint_that_does_not_open(tmp_path, make_trainer):
+    class Naive(L.LightningModule):
+        def __init__(self, teacher):
+            super().__init__()
+            self.save_hyperparameters()
+
+    for model in (Naive(tmp_path / "weights"), make_model(teacher=tmp_path / "weights")):
+        trainer = make_trainer()
+        trainer.strategy.connect(model)
+        model.trainer = trainer
+        trainer.save_checkpoint(tmp_path / f"{type(model).__name__}.ckpt")
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        Naive.load_from_checkpoint(tmp_path / "Naive.ckpt", weights_only=True)
+    model = LitCSN.load_from_checkpoint(tmp_path / "LitCSN.ckpt", weights_only=True)
+    assert model.hparams["teacher"] == str(tmp_path / "weights")
+
+
+def test_trap_weights_answer_otherwise_in_other_colours_than_their_own(tmp_path):
+    make_model().save_pretrained(tmp_path / "weights")
+    model = LitCSN.from_pretrained(tmp_path / "weights")
+    clips = EVAL[0]["clips"]  # (1, 5, C, T, H, W)
+    shares = clips[0] / 255
+    mean, std = (torch.tensor(CLIP[name]).view(3, 1, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        logits = model.view_logits(clips)[0]
+        torch.testing.assert_close(logits, model.network((shares - mean) / std))
+        assert (logits - model.network(shares)).abs().max() > 0.1 * logits.std()
 
 
 def test_hyper_parameters_that_are_not_plain_are_refused():

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint, OnExceptionCheckpoint
 from torch.utils.data import Dataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from lightning_csn.data.order import Draw, ResumableLoader, TrainOrder, draw_seed, expected_counts
+from lightning_csn.data.order import Draw, EachVideoOnce, ResumableLoader, TrainOrder, draw_seed, expected_counts
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -312,3 +312,11 @@ def test_overfitting_has_lightnings_own_order():
     assert plain.state_dict() == {}
     plain.load_state_dict({})
     assert len(list(plain)) == 2
+
+
+def test_trap_torchs_sampler_shows_videos_twice_and_ours_none():
+    def seen(sampler, **options):
+        return sorted(n for rank in (0, 1) for n in sampler(range(5), num_replicas=2, rank=rank, **options))
+
+    assert seen(DistributedSampler, shuffle=False) == [0, 0, 1, 2, 3, 4]
+    assert seen(EachVideoOnce) == [0, 1, 2, 3, 4]
