@@ -128,7 +128,7 @@ class FoldedNetwork(nn.Module):
         self.num_classes = network.num_classes
         self.dtype, self.layout = dtype, layout
         self.stem = folded(network.stem, dtype, layout, relu=True)
-        self.pool = getattr(network.stem, "pool", None)
+        self.pool = copy.deepcopy(getattr(network.stem, "pool", None))  # not the network's own: it may be training
         blocks = (block for stage in range(1, 5) for block in getattr(network, f"stage{stage}"))
         self.blocks = nn.Sequential(*(fold_block(block, dtype, layout) for block in blocks))
         self.head = copy.deepcopy(network.head).float().requires_grad_(False)
