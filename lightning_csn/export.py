@@ -43,12 +43,13 @@ from lightning_csn.runner import (
     OUTPUT,
     RECORD_FILE,
     RECORD_KEY,
+    UNSEALED,
     ExportRecord,
     Runner,
     first_line,
     load_runner,
     need,
-    sha256_of,
+    seal,
     versions_of,
 )
 
@@ -163,9 +164,7 @@ def export(
         tell(f"converting it to {to}")
         versions, save = CONVERTERS[to](program, record, int8)
         record = dataclasses.replace(record, versions=record.versions | versions)
-        save(record, folder / out.name)
-        if to == "openvino":
-            record = dataclasses.replace(record, weights=sha256_of([(folder / out.name).with_suffix(".bin")]).hex())
+        record = save_sealed(save, record, folder / out.name)
         runner = load_runner(folder / out.name, "cpu")
         batches = [*made_clips(record), *real]
         if int8 is None:
@@ -176,7 +175,7 @@ def export(
             checked = compare_answers(model, runner, int8)
         before = runner(batches[0])
         record = dataclasses.replace(record, checked=checked)
-        save(record, folder / out.name)  # the same, and how it did; loaded once more, as it will be there
+        record = save_sealed(save, record, folder / out.name)  # and how it did; loaded once more, as it will be there
         if not torch.equal(load_runner(folder / out.name, "cpu")(batches[0]), before):
             raise InputError(f"{out}: saved twice, the file gives two answers; nothing was saved")
     files = sorted((out, out.with_suffix(".bin")) if to == "openvino" else (out,))
@@ -315,6 +314,15 @@ def convert_to_program(
         path.write_bytes(content.getbuffer())
 
     return {}, save
+
+
+def save_sealed(save: Save, record: ExportRecord, path: Path) -> ExportRecord:
+    """Save a file with its hash in it, but for a .pt2; the record that it has."""
+    if path.suffix == ENDINGS["torch-export"]:
+        save(record, path)
+        return record
+    save(dataclasses.replace(record, sha256=UNSEALED), path)
+    return dataclasses.replace(record, sha256=seal(path))
 
 
 def quantise(model: Any, inputs: Sequence[Any], *, by_channel: bool = True) -> Any:

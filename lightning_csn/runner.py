@@ -21,6 +21,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -42,8 +43,11 @@ if TYPE_CHECKING:
 
     from lightning_csn.module import LitCSN
 
+_log = logging.getLogger(__name__)
+
 RECORD_KEY = "lightning_csn"  # of the record among an exported file's metadata
 RECORD_FILE = "lightning_csn.json"  # of the record inside a .pt2, which is a zip archive
+UNSEALED = "0" * 64  # in the place of the hash of a file, in the file itself
 INPUT, OUTPUT = "clips", "logits"  # of every exported graph
 DYNAMIC = ("length", "size")  # what a file may leave open, apart from the number of clips
 # The extra of this package that brings another one.
@@ -61,7 +65,8 @@ class ExportRecord:
     network: options of the network, which its graph has built in.
     versions: of what wrote the file, and of the operator set.
     checked: how far the file's logits were from the trained network's before it was put in place.
-    weights: SHA-256 of the file beside it that has its weights, where there is one.
+    sha256: of the file, with UNSEALED in the place of this, and then of the file beside it that has its weights; see
+        `seal`. None in a .pt2, a zip archive, which has checksums of its own.
     """
 
     architecture: str
@@ -75,7 +80,7 @@ class ExportRecord:
     network: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     checked: dict[str, Any] = field(default_factory=dict)
-    weights: str | None = None
+    sha256: str | None = None
 
     def to_json(self) -> str:
         """One line of JSON."""
@@ -143,11 +148,15 @@ class NetworkRunner(Runner):
 
 
 class ExportRunner(Runner):
-    """An exported file. Its kinds say how a prepared batch runs."""
+    """An exported file. Its kinds say how a prepared batch runs.
+
+    runs_on: the device that does the work; clips and logits may lie elsewhere.
+    """
 
     def __init__(self, path: Path, record: ExportRecord, device: torch.device) -> None:
         self.path, self.source = path, str(path)
         self.record = record
+        self.runs_on = device
         self.clip = ClipSpec.from_dict(record.clip)
         self.classes = record.classes
         self.num_classes, self.multi_label = record.num_classes, record.multi_label
@@ -201,7 +210,9 @@ class OnnxRunner(ExportRunner):
             raise InputError(f"{path}: ONNX Runtime cannot load it: {first_line(error)}") from error
         metadata = self._session.get_modelmeta().custom_metadata_map
         record = ExportRecord.from_json(metadata.get(RECORD_KEY), str(path))
+        check_seal(path, record)
         super().__init__(path, record, torch.device("cpu"))  # where batches are made; it moves them itself
+        self.runs_on = device
         self.form = f"ONNX Runtime {onnxruntime.__version__}, {record.precision}"
 
     def _run_prepared(self, clips: Tensor) -> Tensor:
@@ -247,11 +258,7 @@ class OpenvinoRunner(ExportRunner):
             ) from error
         text = model.get_rt_info([RECORD_KEY]).astype(str) if model.has_rt_info([RECORD_KEY]) else None
         record = ExportRecord.from_json(text, str(path))
-        if record.weights not in (None, sha256_of([path.with_suffix(".bin")]).hex()):
-            raise InputError(
-                f"{path}: {path.with_suffix('.bin').name} beside it is of another export, or damaged; keep the two "
-                "files together that 'lightning-csn export' wrote"
-            )
+        check_seal(path, record)
         super().__init__(path, record, device)
         self.form = f"OpenVINO {openvino.__version__.split('-')[0]}, {record.precision}"
         options = {
@@ -296,15 +303,16 @@ class ExportedNetwork(nn.Module):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         super().__init__()
-        runner = load_runner(path)
+        runner = load_runner(path, "cpu")
         assert isinstance(runner, ExportRunner)
         self.runner = runner
+        self._told = False  # where it runs
         self.record = runner.record
         self.architecture, self.num_classes = self.record.architecture, self.record.num_classes
         self.options = {"num_classes": self.num_classes, **self.record.network}
-        files = [self.runner.path, *([self.runner.path.with_suffix(".bin")] if self.record.weights else [])]
+        digest = hash_files(runner.path, self.record.sha256 or UNSEALED)
         # A tensor, so that whatever tells networks apart by their tensors tells files apart.
-        self.register_buffer("sha256", torch.tensor(list(sha256_of(files)), dtype=torch.uint8))
+        self.register_buffer("sha256", torch.tensor(list(bytes.fromhex(digest)), dtype=torch.uint8))
 
     def run_on(self, device: str) -> None:
         """Run on this device from now on; "auto" as `load_runner` says. InputError where its runtime cannot."""
@@ -313,7 +321,15 @@ class ExportedNetwork(nn.Module):
         self.runner = runner
 
     def forward(self, clips: Tensor) -> Tensor:
-        """Logits, float32 (N, K), on the device of the clips."""
+        """Logits, float32 (N, K), on the device of the clips.
+
+        A .pt2 runs on that device; other files where they were loaded for, which is said where it is another kind.
+        """
+        if clips.device != self.runner.runs_on and self.runner.path.suffix.lower() == ".pt2":
+            self.run_on(str(clips.device))
+        if clips.device.type != self.runner.runs_on.type and not self._told:
+            self._told = True
+            _log.warning("%s runs on the %s, not on %s", self.runner.source, self.runner.runs_on.type, clips.device)
         return self.runner(clips).to(clips.device)
 
     def set_grad_checkpointing(self, stages: Sequence[int] = ()) -> None:
@@ -421,23 +437,45 @@ def choose_device(name: str | torch.device) -> torch.device:
 
 
 def read_inside(path: Path) -> str | None:
-    """The record in a .pt2, unread by torch; None where there is none. InputError for another kind of file."""
+    """The record in a .pt2, unread by torch; None where there is none.
+
+    InputError for another kind of file, and for one with wrong checksums, at which torch does not look.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
+            if (damaged := archive.testzip()) is not None:
+                raise InputError(f"{path}: it is damaged: {damaged} inside has another checksum")
             names = [name for name in archive.namelist() if name.endswith(f"/{RECORD_FILE}")]
             return archive.read(names[0]).decode() if names else None
     except (zipfile.BadZipFile, UnicodeDecodeError) as error:
         raise InputError(f"{path}: no file of torch.export: {error}") from error
 
 
-def sha256_of(files: Sequence[Path]) -> bytes:
-    """The hash of files one after the other."""
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
+def hash_files(path: Path, sealed: str) -> str:
+    """SHA-256 of an exported file with UNSEALED in the place of `sealed`, and then of its .bin, if it is an .xml."""
+    digest = hashlib.sha256(path.read_bytes().replace(sealed.encode(), UNSEALED.encode()))
+    if path.suffix.lower() == ".xml":
+        with path.with_suffix(".bin").open("rb") as file:
             for block in iter(lambda: file.read(1 << 20), b""):
                 digest.update(block)
-    return digest.digest()
+    return digest.hexdigest()
+
+
+def seal(path: Path) -> str:
+    """Put the hash of a file in the place of UNSEALED in its record, and give it."""
+    digest = hash_files(path, UNSEALED)
+    path.write_bytes(path.read_bytes().replace(UNSEALED.encode(), digest.encode()))
+    return digest
+
+
+def check_seal(path: Path, record: ExportRecord) -> None:
+    """InputError where a file is no longer what was written: no runtime notices that, as long as it can be read."""
+    if record.sha256 is None or record.sha256 == hash_files(path, record.sha256):
+        return
+    what = "it is damaged"
+    if path.suffix.lower() == ".xml":
+        what = f"it or {path.with_suffix('.bin').name} beside it is damaged, or they are of two exports"
+    raise InputError(f"{path}: {what}; its SHA-256 is not the one that 'lightning-csn export' wrote into it")
 
 
 def need(package: str, purpose: object) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import lightning as L
 import pytest
@@ -292,8 +294,20 @@ def test_weights_of_another_export_are_refused(tmp_path):
         model.network.get_parameter("head.bias").data += seed
         export(model, tmp_path / f"{name}.xml")
     shutil.copy(tmp_path / "two.bin", tmp_path / "one.bin")
-    with pytest.raises(InputError, match=r"one\.xml: one\.bin beside it is of another export, or damaged; keep"):
+    with pytest.raises(InputError, match=r"one\.xml: it or one\.bin beside it is damaged, or they are of two exports"):
         load_runner(tmp_path / "one.xml")
+
+
+def test_a_file_is_refused_once_a_bit_of_a_weight_has_changed(exported, tmp_path):
+    _, written = exported
+    copies = [Path(shutil.copy(file, tmp_path)) for file in written.files]
+    path = tmp_path / runs(written).name
+    largest = max(copies, key=lambda file: file.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 64  # among the weights
+    largest.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{re.escape(str(path))}: .*(damaged|not whole)"):
+        load_runner(path)
 
 
 @pytest.mark.parametrize("to", FORMATS)
@@ -453,6 +467,22 @@ def test_a_file_runs_on_the_device_that_was_asked_for(exported):
     if network.runner.path.suffix != ".pt2":
         with pytest.raises(InputError, match=r"on (the cpu, not on )?meta"):
             network.run_on("meta")
+
+
+def test_a_file_follows_its_clips_to_a_gpu_or_says_that_it_does_not(exported, monkeypatch, caplog):
+    network, asked = ExportedNetwork(runs(exported[1])), []
+
+    def run_on(device):
+        asked.append(device)
+        network.runner.runs_on = torch.device(device)
+
+    monkeypatch.setattr(type(network.runner), "__call__", lambda _, clips: torch.zeros(len(clips), 3))
+    monkeypatch.setattr(network, "run_on", run_on)
+    for _ in range(2):  # "meta" stands for a GPU
+        assert network(torch.zeros(2, 3, 4, 32, 32, dtype=torch.uint8, device="meta")).device.type == "meta"
+    follows = network.runner.path.suffix == ".pt2"
+    assert asked == ["meta"] * follows
+    assert caplog.messages == [f"{runs(exported[1])} runs on the cpu, not on meta"] * (not follows)
 
 
 def test_files_of_other_weights_are_told_apart(exported, tmp_path):
