@@ -170,7 +170,10 @@ def clip_text(report: Report) -> str:
     assert clip is not None
     rate = "as filmed" if clip.fps is None else f"at {rate_text(clip.fps)}"
     step = "every frame" if clip.step == 1 else f"every {clip.step} frames"
-    return f"{clip.frames} frames, one {step}, {rate}: {clip.span} frames long; short side {clip.short_side} pixels"
+    where = f"one {step}, {rate}: {clip.span} frames long"
+    if clip.sampling == "segments":
+        where = f"one in each of {clip.frames} equal parts of the video"
+    return f"{clip.frames} frames, {where}; short side {clip.short_side} pixels"
 
 
 def _fate_rows(report: Report) -> list[tuple[str, str]]:

@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lightning_csn.errors import InputError, check_count
+from lightning_csn.errors import InputError, check_choice, check_count
+
+SAMPLINGS = ("clip", "segments")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +23,8 @@ class ClipSpec:
     crop: side in pixels of the square that is cut out in training.
     test_crop: side in pixels of the square that is cut out for validation, test and prediction.
     mean, std: of red, green and blue on the scale 0 to 1; a network sees (pixel / 255 - mean) / std.
+    sampling: where the frames of a clip lie: clip, `step` apart; segments, one in each of as many equal parts of the
+        whole video, of whatever length.
 
     Lists are taken for tuples, so that a spec read from JSON is the same spec. Raises InputError where a value
     makes no sense.
@@ -41,10 +45,12 @@ class ClipSpec:
     test_crop: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    sampling: str = "clip"
 
     def __post_init__(self) -> None:
         for name in ("frames", "step", "short_side", "crop", "test_crop"):
             check_count(f"clip.{name}", getattr(self, name))
+        check_choice("clip.sampling", self.sampling, SAMPLINGS)
         if self.fps is not None and not (isinstance(self.fps, int | float) and 0 < self.fps < float("inf")):
             raise InputError(f"clip.fps must be a number above 0, or null for 'as filmed', got {self.fps!r}")
         if self.test_crop > self.short_side:
@@ -60,11 +66,13 @@ class ClipSpec:
 
         Raises InputError for names that a spec does not have, and without a base for those that are missing.
         """
-        names = [field.name for field in dataclasses.fields(cls)]
+        defaults = {field.name: field.default for field in dataclasses.fields(cls)}
+        names = list(defaults)
         if unknown := [name for name in values if name not in names]:
             raise InputError(f"clip has no {', '.join(unknown)}; there are: {', '.join(names)}")
         known = {} if base is None else base.to_dict()
-        if missing := [name for name in names if name not in values and name not in known]:
+        needed = [name for name in names if defaults[name] is dataclasses.MISSING]
+        if missing := [name for name in needed if name not in values and name not in known]:
             raise InputError(f"clip needs {', '.join(missing)} too: no weights and no model are here to take them from")
         return cls(**known | dict(values))
 
@@ -81,8 +89,10 @@ class ClipSpec:
 
     @property
     def span(self) -> int:
-        """Frames of video, at `fps`, from the first frame of a clip to its last, both counted."""
-        return (self.frames - 1) * self.step + 1
+        """Frames of video, at `fps`, that a clip takes without a frame twice: from its first to its last, both counted;
+        of segments at least one in each.
+        """
+        return self.frames if self.sampling == "segments" else (self.frames - 1) * self.step + 1
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON, hyper-parameters and configs."""

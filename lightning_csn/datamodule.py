@@ -26,7 +26,7 @@ from lightning_csn.callbacks import UnreadableVideos
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.augment import Augment, apply_to_batch
-from lightning_csn.data.dataset import SAMPLINGS, Item, VideoDataset, collate
+from lightning_csn.data.dataset import Item, VideoDataset, collate
 from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder, expected_counts
@@ -95,8 +95,6 @@ class VideoDataModule(L.LightningDataModule):
             middle and their mirror images), or full (the whole picture; videos of one batch must be of one size).
         test_clips: Clips of a video in test and prediction, spread evenly.
         test_crops: Views of each of these clips, as val_crops.
-        sampling: Where the frames of a clip lie: clip, next to each other; segments, one from each of as many equal
-            parts of the video.
         train_clips: Clips of a training video in its batch, all decoded at once; batch_size counts videos.
         balance: How far the classes are brought to the same number of training clips, 0 to 1: 0 takes each video once
             in an epoch; 1 takes every class as often, the videos of a rare one several times with other random changes,
@@ -143,7 +141,6 @@ class VideoDataModule(L.LightningDataModule):
         val_crops: int | str = 1,
         test_clips: int = 10,
         test_crops: int | str = 3,
-        sampling: str = "clip",
         train_clips: int = 1,
         balance: float = 0.0,
         flip: float = 0.5,
@@ -182,7 +179,6 @@ class VideoDataModule(L.LightningDataModule):
             raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {short_sides}")
         if short_sides is not None and not 1 <= short_sides[0] <= short_sides[1]:
             raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {list(short_sides)}")
-        check_choice("sampling", sampling, SAMPLINGS)
         check_choice("reader", reader, READERS)
         if reader == "torchcodec":
             find_decoder()  # here, and not in every worker
@@ -222,7 +218,6 @@ class VideoDataModule(L.LightningDataModule):
         self.test_clips, self.test_crops = test_clips, test_crops
         self.predict_clips, self.predict_crops = test_clips, test_crops
         self.reader, self.frames_fps = reader, frames_fps
-        self.sampling = sampling
         self.train_clips = train_clips
         self.balance = balance
         self.flip = flip
@@ -260,7 +255,6 @@ class VideoDataModule(L.LightningDataModule):
                 "val_crops": val_crops,
                 "test_clips": test_clips,
                 "test_crops": test_crops,
-                "sampling": sampling,
                 "train_clips": train_clips,
                 "balance": balance,
                 "flip": flip,
@@ -542,7 +536,6 @@ class VideoDataModule(L.LightningDataModule):
             samples,
             self._clip(),
             train=stage == "train",
-            sampling=self.sampling,
             num_classes=self.num_classes if self.multi_label else None,
             blank=self.on_unreadable[stage] == "blank",
             reader=self.reader,

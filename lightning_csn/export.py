@@ -519,9 +519,9 @@ def read_clips_of(path: str | os.PathLike[str], spec: ClipSpec, *, count: int = 
     from lightning_csn.data.dataset import frame_numbers, read_views
     from lightning_csn.data.reading import open_video
     from lightning_csn.data.samples import Sample
-    from lightning_csn.data.sampling import spread_clips
+    from lightning_csn.data.sampling import evaluation_clips
 
     with open_video(path) as video:
         numbers = frame_numbers(video, Sample(os.fspath(path), -1, 0, part), spec.fps)
-        picks = spread_clips(len(numbers), length=spec.frames, step=spec.step, count=count)
+        picks = evaluation_clips(len(numbers), spec, count)
         return read_views(video, [[numbers[i] for i in pick] for pick in picks], spec, crops=1)

@@ -400,7 +400,7 @@ class FeatureWriter(RecordWriter):
     def describe(self, trainer: L.Trainer) -> dict[str, Any]:
         """What the features depend on, but for the videos, as plain values."""
         data = self._data
-        views = {"clips": data.predict_clips, "crops": data.predict_crops, "sampling": data.sampling}
+        views = {"clips": data.predict_clips, "crops": data.predict_crops}
         return {**self._module.describe(), **views, "precision": str(trainer.precision)}
 
     def _write(self, path: Path, records: Iterable[Record], top: int) -> None:

@@ -203,7 +203,6 @@ def describe_answers(
     clips: int | None,
     crops: int | str | None,
     top: int,
-    sampling: str | None = "clip",
     precision: str = "32-true",
 ) -> dict[str, Any]:
     """What the answers for a video depend on, but for the video, as plain values."""
@@ -215,7 +214,6 @@ def describe_answers(
         "classes": model.classes,
         "clips": clips,
         "crops": crops,
-        "sampling": sampling,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in model.clip.to_dict().items()},
         "precision": precision,
         "top": top,
@@ -394,7 +392,6 @@ class PredictionWriter(RecordWriter):
             clips=getattr(data, "predict_clips", None),
             crops=getattr(data, "predict_crops", None),
             top=self.answers.top,
-            sampling=getattr(data, "sampling", None),
             precision=str(trainer.precision),
         )
 

@@ -244,7 +244,8 @@ def protocol_text(protocol: Mapping[str, Any], average: str, views: str) -> str:
     pooling = "globally pooled"
     if windows != "global":
         pooling = f"pooled in windows of {' x '.join(map(str, windows))} whose {protocol['head_average']} are averaged"
-    return f"{views} of {protocol['frames']} frames of {size}, {pooling}, mean of the views' {average}"
+    over = " over the whole video" if protocol.get("sampling") == "segments" else ""
+    return f"{views} of {protocol['frames']} frames{over} of {size}, {pooling}, mean of the views' {average}"
 
 
 def gather(messages: dict[int, Any]) -> dict[int, Any]:

@@ -651,7 +651,6 @@ class LitCSN(L.LightningModule):
         return plain(
             clips=getattr(data, f"{stage}_clips", None),
             crops=getattr(data, f"{stage}_crops", None),
-            sampling=getattr(data, "sampling", None),
             **self.clip.to_dict(),
             head_pooling=head["head_pooling"],
             head_average=head["head_average"],

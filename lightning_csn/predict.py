@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_csn.data.dataset import frame_numbers, read_views
 from lightning_csn.data.reading import open_video
 from lightning_csn.data.samples import Sample
-from lightning_csn.data.sampling import spread_clips
+from lightning_csn.data.sampling import evaluation_clips
 from lightning_csn.data.transforms import CROPS
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.module import LitCSN
@@ -69,7 +69,7 @@ def classify(
 
         def answer(first: int, end: int, count: int) -> Top:
             """Of `count` clips out of the resampled frames first to end."""
-            picks = spread_clips(end - first, length=spec.frames, step=spec.step, count=count)
+            picks = evaluation_clips(end - first, spec, count)
             wanted = [[numbers[first + i] for i in pick] for pick in picks]
             probabilities = model(read_views(video, wanted, spec, crops).unsqueeze(0).to(model.device))[0]  # (K,)
             return likeliest(probabilities, model.classes, top)

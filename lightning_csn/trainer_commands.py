@@ -57,7 +57,7 @@ LISTS = {"fit": "train_list", "validate": "val_list", "test": "test_list", "pred
 # Options of VideoDataModule that name some videos ...
 VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list", "predict_videos")
 # ... and what a test of them needs to know: which they are, and which views of them were asked for.
-FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps", "sampling", "test_clips", "test_crops")
+FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps", "test_clips", "test_crops")
 
 # Options of LitCSN that are facts about the weights: another value needs other weights.
 WEIGHTS = ("architecture", "num_classes", "classes", "network", "origin")
@@ -553,8 +553,8 @@ def options_to_test(given: Mapping[str, Any]) -> str:
     "--data.root 'my videos'"
     >>> options_to_test({"root": "videos", "train_list": "train.csv", "val_list": "val.csv"})
     '--data.root videos --data.test_list FILE'
-    >>> options_to_test({"root": "videos", "sampling": "segments", "test_clips": 3})
-    '--data.root videos --data.sampling segments --data.test_clips 3'
+    >>> options_to_test({"root": "videos", "flip": 0, "test_clips": 3})
+    '--data.root videos --data.test_clips 3'
     """
     named = {name: given[name] for name in FOR_TEST if given.get(name) is not None}
     if any(given.get(name) is not None for name in VIDEOS[1:]):  # with a list, folders are not looked through

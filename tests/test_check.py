@@ -1,5 +1,6 @@
 """Reading whole collections, and what is said of them."""
 
+import dataclasses
 import json
 import os
 import time
@@ -459,6 +460,11 @@ def test_what_the_clip_does_with_a_video(of, fate):
     assert fate_of(of, CLIP) == fate
 
 
+def test_steps_are_no_matter_to_a_clip_of_segments():
+    fates = [fate_of(info(frames), dataclasses.replace(CLIP, sampling="segments")) for frames in (8, 5)]
+    assert [(fate.short, fate.repeated) for fate in fates] == [(False, 0), (True, 3)]
+
+
 @pytest.mark.parametrize("fps", [None, 10.0, 25.0, 50.0])
 @pytest.mark.parametrize("part", [None, Part(0.5, 1.3), Part(3, 9, "frames")])
 @pytest.mark.parametrize("varies", [False, True])
@@ -488,7 +494,7 @@ def test_what_the_clip_does_is_told():
         GOOD, clip=CLIP, a=entry("a", info(4)), b=entry("b", info(fps=10.0)), c=entry("c", info(width=32))
     )
     assert {problem.kind: problem.text for problem in report.problems} == {
-        "too short": "1 video shorter than the 15 frames that a clip spans: the last frame is repeated",
+        "too short": "1 video shorter than the 15 frames that a clip needs: the last frame is repeated",
         "resampled": "1 video brought to 25 fps: 1 from 10 fps",
         "enlarged": "1 video smaller than the clip's short side of 48 pixels, and enlarged",
     }

@@ -38,11 +38,17 @@ def test_a_spec_survives_json():
         ("mean", [0.5, 0.5], "three numbers"),
         ("mean", 0.45, "three numbers"),
         ("std", [0.2, 0.0, 0.2], "above 0"),
+        ("sampling", "dense", "clip, segments, got 'dense'"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(name, value, said):
     with pytest.raises(InputError, match=rf"clip\.{name} .*{said}"):
         ClipSpec(**{**VMZ, name: value})
+
+
+def test_a_clip_of_segments_needs_a_frame_in_each():
+    assert ClipSpec(**VMZ).sampling == "clip"  # of records that say nothing of it
+    assert ClipSpec(**VMZ, sampling="segments").span == VMZ["frames"] < ClipSpec(**VMZ).span
 
 
 def test_values_left_out_are_those_of_the_base():

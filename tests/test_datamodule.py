@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import multiprocessing
@@ -272,7 +273,6 @@ def test_mirrored_classes_change_places(tmp_path, make_video):
         ({"read_timeout": -1}, "read_timeout must be a number of 0 or more"),
         ({"read_timeout": 0}, "read_timeout must be a number of seconds above 0, or null"),
         ({"test_crops": 10, "flip_classes": [["clapping", "waving"]]}, "ten crops hold mirror images"),
-        ({"sampling": "dense"}, "sampling must be one of clip, segments, got 'dense'"),
         ({"train_clips": 0}, "train_clips must be a whole number of 1 or more"),
         ({"reader": "decord"}, "reader must be one of av, torchcodec"),
         ({"augment": "autoaugment"}, "augment must be one of none, randaugment, trivialaugment"),
@@ -454,7 +454,8 @@ def test_classes_that_validation_never_sees_are_named(split_folder, tmp_path, ca
 
 def test_several_clips_of_a_video_are_trained_on(split_folder):
     model = Recorder()
-    trainer().fit(model, data(split_folder, train_clips=3, sampling="segments", short_sides=(16, 20)))
+    model.clip = dataclasses.replace(CLIP, sampling="segments")
+    trainer().fit(model, data(split_folder, train_clips=3, short_sides=(16, 20)))
     assert {tuple(batch["clips"].shape) for batch in model.seen["train"]} == {(4, 3, 3, 2, 16, 16)}
     assert model.seen["val"][0]["clips"].shape == (4, 1, 3, 2, 16, 16)
     assert sorted(model.videos("train")) == list(range(12))

@@ -288,15 +288,16 @@ def test_clips_of_a_video_are_mirrored_together_if_its_label_changes(square):
 
 def test_segments_take_a_frame_of_each(square, reads, read_number):
     samples = [Sample(square, 0, 0)]
-    item = VideoDataset(samples, CLIP, train=False, clips=2, sampling="segments")[0]
+    segments = spec(sampling="segments")
+    item = VideoDataset(samples, segments, train=False, clips=2)[0]
     assert [shown(view, read_number) for view in item["clips"]] == [[1, 6, 11, 16], [3, 8, 13, 18]]
-    dataset = VideoDataset(samples, CLIP, train=True, clips=3, sampling="segments", scale=(1.0, 1.0), flip=0)
+    dataset = VideoDataset(samples, segments, train=True, clips=3, scale=(1.0, 1.0), flip=0)
     seen = [shown(view, read_number) for seed in range(9) for view in dataset[Draw(0, seed)]["clips"]]
     for segment in range(4):
         assert {numbers[segment] for numbers in seen} == set(range(5 * segment, 5 * segment + 5))
     assert len(reads) == 10
     for frames, short in ((20, False), (21, True)):  # steps are no matter
-        assert VideoDataset(samples, spec(frames=frames), train=False, sampling="segments")[0]["short"] is short
+        assert VideoDataset(samples, spec(frames=frames, sampling="segments"), train=False)[0]["short"] is short
 
 
 @pytest.mark.parametrize(

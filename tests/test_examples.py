@@ -47,14 +47,14 @@ def test_every_option_of_a_config_exists(config, capsys):
 
 @pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning:lightning")
 def test_the_small_data_recipe_trains_and_its_test_sees_what_training_saw(split_folder, tmp_path, capsys):
-    small = '--model.clip={"frames": 2, "short_side": 16, "crop": 16, "test_crop": 16}'
+    small = '--model.clip={"sampling": "segments", "frames": 2, "short_side": 16, "crop": 16, "test_crop": 16}'
     quick = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--data.num_workers=0"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.logger=false"]
     root = [f"--data.root={split_folder}", f"--trainer.default_root_dir={tmp_path}"]
     assert main(["fit", f"--config={EXAMPLES / 'small_data.yaml'}", *root, small, *quick, *quiet]) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("to test it: "))
     command = shlex.split(line.removeprefix("to test it: lightning-csn "))
-    assert line.endswith("--data.sampling segments --data.test_clips 3 --data.test_crops 3")
+    assert line.endswith("--data.test_clips 3 --data.test_crops 3")
     assert main([*command, "--data.num_workers=0", "--trainer.accelerator=cpu", *quiet]) == 0
     assert "3 clips x 3 crops" in capsys.readouterr().out
 

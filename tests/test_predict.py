@@ -12,6 +12,7 @@ from lightning_csn import predict
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.video import VideoError
 from lightning_csn.errors import InputError
+from lightning_csn.many import classify_many
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import classify, evaluating, likeliest, plan_timeline, widen
 from lightning_csn.runner import choose_device
@@ -53,6 +54,19 @@ def test_the_answer_is_the_mean_over_the_clips(model, make_video, tmp_path, monk
     expected = dict(zip(model.classes, logits.softmax(-1).mean(0).tolist(), strict=True))
     assert dict(answer.top) == pytest.approx(expected, abs=1e-6)
     assert [name for name, _ in answer.top] == sorted(expected, key=expected.get, reverse=True)
+
+
+def test_clips_lie_in_the_video_as_the_weights_say(model, shown, make_video, tmp_path):
+    """A network that was trained on a frame of each part of a video is shown the same, in windows too."""
+    model.clip = dataclasses.replace(CLIP, sampling="segments")
+    video = make_video(tmp_path / "a.mp4", frames=16, rate=8)
+    answer = classify(model, video, clips=2, every=1)
+    assert shown[0] == [[1, 5, 9, 13], [3, 7, 11, 15]]
+    assert shown[1:] == [[[0, 2, 4, 6], [1, 3, 5, 7]], [[8, 10, 12, 14], [9, 11, 13, 15]]]
+    assert not answer.short
+    [many] = classify_many(model, [video], clips=2, workers=0)
+    assert shown[-1] == shown[0]
+    assert many.top == answer.top
 
 
 def test_clips_are_spread_over_the_video(model, shown, make_video, tmp_path):

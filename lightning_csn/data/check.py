@@ -292,8 +292,8 @@ class Problem:
 class Fate:
     """What the clip does with a video, or a part of one.
 
-    num_frames: after resampling. short: fewer than the clip spans, so that its last frame is repeated. repeated: how
-    many of the clip's frames are then that one. resampled: whether its rate is not the clip's. upscaled: by what its
+    num_frames: after resampling. short: fewer than the clip needs, so that frames are repeated. repeated: how many
+    of the clip's frames are then there already. resampled: whether its rate is not the clip's. upscaled: by what its
     short side grows to the clip's, 1 where it does not.
     """
 
@@ -539,10 +539,17 @@ def fate_of(
     return Fate(
         num_frames=num_frames,
         short=num_frames < clip.span,
-        repeated=sum(i * clip.step >= num_frames for i in range(clip.frames)),
+        repeated=repeated(num_frames, clip),
         resampled=clip.fps is not None and info.fps is not None and abs(info.fps - clip.fps) > 0.001 * clip.fps,
         upscaled=max(1.0, clip.short_side / min(info.height, info.width)),
     )
+
+
+def repeated(num_frames: int, clip: ClipSpec) -> int:
+    """How many frames of a clip out of so many of a video are frames that it has already."""
+    if clip.sampling == "segments":
+        return max(0, clip.frames - num_frames)
+    return sum(i * clip.step >= num_frames for i in range(clip.frames))
 
 
 def _counts(rows: Sequence[Row], classes: Sequence[str]) -> dict[str, tuple[int, int]]:
@@ -789,14 +796,17 @@ def _clip_problems(rows: Sequence[Row], clip: ClipSpec | None) -> Iterator[Probl
     if not fates:
         return
     rate = "" if clip.fps is None else f" at {rate_text(clip.fps)}"
+    segments = clip.sampling == "segments"
+    twice = "{} of a clip's {} are there twice" if segments else "the last {} of a clip's {} are the same"
     short = {
-        path: f"{_frames(fate.num_frames)}{rate}: the last {fate.repeated} of a clip's {clip.frames} are the same"
+        path: f"{_frames(fate.num_frames)}{rate}: {twice.format(fate.repeated, clip.frames)}"
         for path, fate in fates.items()
         if fate.short
     }
     if short:
         level = WARNING if 2 * len(short) > len(fates) else NOTE
-        text = f"{{}} shorter than the {clip.span} frames that a clip spans: the last frame is repeated"
+        which = "frames are" if segments else "the last frame is"
+        text = f"{{}} shorter than the {clip.span} frames that a clip needs: {which} repeated"
         yield _of_files(level, "too short", text, short)
     rates = {row.path: row.entry.info.fps for row in rows if row.entry is not None and row.entry.info is not None}
     known = [fps for fps in rates.values() if fps is not None]

@@ -21,7 +21,7 @@ from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.order import Draw, batch_seed
 from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Label, Sample
-from lightning_csn.data.sampling import part_frames, random_clips, resample, segment_clips, spread_clips
+from lightning_csn.data.sampling import evaluation_clips, part_frames, random_clips, resample, segment_clips
 from lightning_csn.data.transforms import SCALE, TrainTransform, num_views, short_side_size, views
 from lightning_csn.data.video import VideoError, VideoInfo, VideoLayout
 from lightning_csn.data.watchdog import WatchedReader
@@ -29,7 +29,6 @@ from lightning_csn.errors import InputError
 
 Item = dict[str, Any]
 
-SAMPLINGS = ("clip", "segments")
 LARGEST_SEED = 2**62  # int64, with room for one more for each view
 
 
@@ -50,8 +49,6 @@ class VideoDataset(Dataset[Item]):
         `views`): V = clips * num_views(crops), those of one clip next to each other.
     scale, short_sides: of the random cut, see TrainTransform.
     mirrored: number of a class -> number of the class that its mirror image shows, for those that change.
-    sampling: "clip", frames that are clip.step apart; or "segments", of which a clip has one frame each, over the whole
-        video.
     num_classes: K, for samples with several labels, whose label becomes float32 (K,) of zeros and ones; None for one.
     augment: further changes of training clips, made here; None where there are none or they are made on the device.
     blank: a video that cannot be read has clips all the same, all of the clip's mean colour; and an error.
@@ -75,7 +72,6 @@ class VideoDataset(Dataset[Item]):
         scale: tuple[float, float] = SCALE,
         short_sides: tuple[int, int] | None = None,
         mirrored: Mapping[int, int] | None = None,
-        sampling: str = "clip",
         num_classes: int | None = None,
         augment: Augment | None = None,
         blank: bool = False,
@@ -91,7 +87,6 @@ class VideoDataset(Dataset[Item]):
         self.crops = crops
         self.flip = flip
         self.mirrored = dict(mirrored or {})
-        self.sampling = sampling
         self.num_classes = num_classes
         self.augment = augment
         self.blank = blank
@@ -146,7 +141,7 @@ class VideoDataset(Dataset[Item]):
             return item
         if self.augment is not None and self.train:
             clips = apply_to_batch(self.augment, clips[None], torch.tensor([seed]))[0]
-        short = len(numbers) < (self.clip.frames if self.sampling == "segments" else self.clip.span)
+        short = len(numbers) < self.clip.span
         return {"video": sample.video, "label": self._target(label), "clips": clips, "short": short, "seed": seed}
 
     def _open(self, path: str) -> WatchedReader:
@@ -181,7 +176,7 @@ class VideoDataset(Dataset[Item]):
     def _random_clips(self, video: WatchedReader, numbers: Sequence[int]) -> tuple[Tensor, bool]:
         """Clips, (V, C, T, H, W), and whether the first of them is mirrored."""
         options = {"length": self.clip.frames, "count": self.clips}
-        if self.sampling == "segments":
+        if self.clip.sampling == "segments":
             chosen = segment_clips(len(numbers), jitter=True, **options)
         else:
             chosen = random_clips(len(numbers), step=self.clip.step, **options)
@@ -196,12 +191,7 @@ class VideoDataset(Dataset[Item]):
 
     def _spread(self, numbers: Sequence[int]) -> list[list[int]]:
         """Frame numbers of the clips of an evaluation."""
-        options = {"length": self.clip.frames, "count": self.clips}
-        if self.sampling == "segments":
-            chosen = segment_clips(len(numbers), jitter=False, **options)
-        else:
-            chosen = spread_clips(len(numbers), step=self.clip.step, **options)
-        return [[numbers[i] for i in clip] for clip in chosen]
+        return [[numbers[i] for i in clip] for clip in evaluation_clips(len(numbers), self.clip, self.clips)]
 
 
 def frame_numbers(video: Reader | WatchedReader, sample: Sample, fps: float | None) -> list[int]:

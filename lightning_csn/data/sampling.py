@@ -16,6 +16,7 @@ from fractions import Fraction
 
 import torch
 
+from lightning_csn.clip import ClipSpec
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
 
@@ -70,6 +71,20 @@ def spread_clips(num_frames: int, *, length: int, step: int, count: int) -> list
     last = _last_start(num_frames, length=length, step=step)
     starts = [last // 2] if count == 1 else [i * last // (count - 1) for i in range(count)]
     return [clip_at(start, num_frames, length=length, step=step) for start in starts]
+
+
+def evaluation_clips(num_frames: int, clip: ClipSpec, count: int) -> list[list[int]]:
+    """Frame numbers of the `count` clips that a video is judged by: spread over it, as clip.sampling says.
+
+    >>> clip = ClipSpec(frames=2, step=3, fps=None, short_side=8, crop=8, test_crop=8, mean=(0, 0, 0), std=(1, 1, 1))
+    >>> evaluation_clips(8, clip, 2)
+    [[0, 3], [4, 7]]
+    >>> evaluation_clips(8, ClipSpec.from_dict({"sampling": "segments"}, base=clip), 2)
+    [[1, 5], [3, 7]]
+    """
+    if clip.sampling == "segments":
+        return segment_clips(num_frames, length=clip.frames, jitter=False, count=count)
+    return spread_clips(num_frames, length=clip.frames, step=clip.step, count=count)
 
 
 def dense_clips(num_frames: int, *, length: int, step: int, stride: int) -> list[list[int]]:
