@@ -19,7 +19,7 @@ set -uo pipefail
 runs=${RUNS:-runs/$SLURM_JOB_ID}
 options=("$@" --trainer.default_root_dir "$runs" --trainer.strategy ddp)
 options+=(--trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE")
-# Lightning's own requeueing saves amid a batch and ignores SIGTERM.
+# One way of requeueing: the one below, which goes by the exit code.
 options+=(--trainer.plugins lightning.pytorch.plugins.environments.SLURMEnvironment)
 options+=(--trainer.plugins.auto_requeue false)
 srun lightning-csn fit "${options[@]}" --resume

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -19,7 +21,10 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from lightning_csn.errors import SharedError
 
+_log = logging.getLogger(__name__)
+
 SAVE_MINUTES = 15.0  # of training, that are lost at most where a run is killed
+HPC = "hpc_ckpt_*.ckpt"  # Lightning's name for the checkpoint of a job that is requeued
 
 
 class WholeCheckpoint(ModelCheckpoint):
@@ -61,6 +66,10 @@ class LastCheckpoint(WholeCheckpoint):
     of them is the end of all, and what was written before it is kept. A state in which an optimiser's step may be half
     done is never written.
 
+    Under SLURM with Lightning's auto_requeue, its signal (USR1) stops the run in the same way, and then the job is
+    requeued; Lightning itself would save amid a batch. DIR/hpc_ckpt_N.ckpt, from which Lightning goes on with a
+    requeued job that names no checkpoint, is then the same file, and follows DIR/last.ckpt from there on.
+
     DIR is default_root_dir, below which every run has a numbered folder. ModelCheckpoint's own `save_last` saves when
     the best one is saved, and so not at the end of a run that got no better; its `save_on_exception` would wait for
     processes that know of no error.
@@ -78,6 +87,8 @@ class LastCheckpoint(WholeCheckpoint):
         self._to_log = False  # Lightning has yet to log what this batch or epoch gave
         self._left_to_log: dict[str, float] = {}  # by the run that is resumed
         self._together = False  # all processes stop here
+        self._requeue_signal: int | None = None  # where Lightning requeues the jobs of SLURM
+        self._requeue = False  # whether the run is stopped to be requeued
         self._handlers: dict[int, Any] = {}
 
     def newest(self, trainer: Trainer) -> Path | None:
@@ -97,8 +108,11 @@ class LastCheckpoint(WholeCheckpoint):
         if threading.current_thread() is not threading.main_thread():
             return
         environment = trainer._accelerator_connector.cluster_environment
-        requeued = isinstance(environment, SLURMEnvironment) and environment.auto_requeue  # SIGTERM is Lightning's then
-        for signum in (signal.SIGINT,) if requeued else (signal.SIGINT, signal.SIGTERM):
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if isinstance(environment, SLURMEnvironment) and environment.auto_requeue and environment.requeue_signal:
+            self._requeue_signal = environment.requeue_signal
+            signals.append(environment.requeue_signal)
+        for signum in signals:
             if signal.getsignal(signum) is signal.SIG_IGN:  # as of what a shell runs in the background
                 continue
             self._handlers[signum] = signal.signal(signum, self._ask)
@@ -179,6 +193,8 @@ class LastCheckpoint(WholeCheckpoint):
         learned = trainer.state.fn == "fit" and trainer.global_step != self._last_global_step_saved
         if together and learned and self._whole and not trainer.validating:  # before that, it was saved
             self._keep(trainer)
+        if self._requeue and self._first:
+            self._requeue_job(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """From before a validation a run goes on with it, and what the loggers do not have yet comes along.
@@ -204,10 +220,13 @@ class LastCheckpoint(WholeCheckpoint):
 
     def _ask(self, signum: int, frame: Any) -> None:
         """A signal has come: stop now if nothing is lost by it, and else after the batch."""
+        if signum == signal.SIGTERM and self._requeue_signal is not None and self.asked == self._requeue_signal:
+            return  # the end of a job that is about to stop
         again, self.asked = self.asked is not None, signum
         if hasattr(signal, "SIGCHLD"):  # workers may have got it too, and torch raises at their end
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if again or (self._alone and self._waiting):
+            self._requeue = signum == self._requeue_signal
             raise stop_by(signum)
         if self._first:  # not with print: it may be at work, and this comes in between
             os.write(2, b"\nstopping after this batch; a second Ctrl-C stops at once\n")
@@ -226,7 +245,26 @@ class LastCheckpoint(WholeCheckpoint):
 
     def _stop(self, signum: int) -> None:
         self._together = True
+        self._requeue = signum == self._requeue_signal
         raise stop_by(signum)
+
+    def _requeue_job(self, trainer: Trainer) -> None:
+        """Have SLURM run the job again, which goes on from what was kept: by --resume, or as Lightning finds it."""
+        newest = self.newest(trainer)
+        if newest is not None and newest.is_file() and not list(newest.parent.glob(HPC)):
+            Path(trainer._checkpoint_connector.hpc_save_path(trainer.default_root_dir)).touch()
+            self._link(trainer)
+        job = os.environ["SLURM_JOB_ID"]
+        if "SLURM_ARRAY_JOB_ID" in os.environ:
+            job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which SLURM ends the job, which is about to end
+        try:
+            code = subprocess.run(["scontrol", "requeue", job], check=False).returncode
+        except FileNotFoundError:
+            code = 127
+        if code:
+            _log.warning("'scontrol requeue %s' failed with code %d: the job was not requeued", job, code)
 
     def _agree(self, trainer: Trainer) -> tuple[int, bool]:
         """The signal that any process got, 0 for none, and whether it is time to save for any."""
@@ -257,18 +295,26 @@ class LastCheckpoint(WholeCheckpoint):
     @rank_zero_only
     def _link(self, trainer: Trainer) -> None:
         newest, last = self.newest(trainer), Path(self.best_model_path)
-        if newest is None or not last.is_file() or (newest.exists() and newest.samefile(last)):
+        if newest is None or not last.is_file():
             return
-        part = newest.with_name(f"{newest.name}.{os.getpid()}.part")
-        part.unlink(missing_ok=True)
+        for path in (newest, *newest.parent.glob(HPC)):
+            link(last, path)
+
+
+def link(file: Path, path: Path) -> None:
+    """Have a file by another name too, in place of what has that; a file system without such links gets a copy."""
+    if path.exists() and path.samefile(file):
+        return
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.unlink(missing_ok=True)
+    try:
         try:
-            try:
-                os.link(last, part)  # Lightning replaces files that it saves: this one stays whole until the next
-            except OSError:  # a file system without hard links
-                shutil.copyfile(last, part)
-            os.replace(part, newest)
-        finally:
-            part.unlink(missing_ok=True)
+            os.link(file, part)  # Lightning replaces files that it saves: this one stays whole until the next
+        except OSError:
+            shutil.copyfile(file, part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_through(path: str) -> None:

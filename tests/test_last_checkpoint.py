@@ -119,6 +119,43 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(split_folder, tmp_path, seen
     assert list(runs.rglob("*.part")) == []
 
 
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize(
+    ("at", "resume"), [(("train", 2), []), (("train", 6), ["--resume"]), (("val", 2), ["--resume"])]
+)
+def test_slurms_signal_saves_what_is_whole_and_requeues_the_job(
+    split_folder, tmp_path, seen, whole_run, monkeypatch, at, resume
+):
+    for name, value in {"SLURM_NTASKS": "1", "SLURM_JOB_NAME": "csn", "SLURM_JOB_ID": "77"}.items():
+        monkeypatch.setenv(name, value)  # by which Lightning knows SLURM
+    for name in ("SLURM_PROCID", "SLURM_LOCALID", "SLURM_NODEID"):
+        monkeypatch.setenv(name, "0")
+    (tmp_path / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/requeued\nkill -TERM $PPID\n')
+    (tmp_path / "scontrol").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    batches, stops = seen
+    options = [*FIT, *SMALL, f"--data.root={split_folder}", f"--trainer.default_root_dir={tmp_path / 'run'}", *resume]
+
+    def signals():  # SLURM's, and that of the end, before there was time
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if at[0] == "train":
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    stops[at] = signals
+    assert main(["fit", *options]) == 143
+    assert (tmp_path / "requeued").read_text() == "requeue 77\n"
+    first = batches[: -at[1]] if at[0] == "val" else batches.copy()
+    assert first == whole_run.batches[: len(first)]
+    saved = torch.load(tmp_path / "run" / "hpc_ckpt_1.ckpt", weights_only=True)
+    assert saved["global_step"] == (at[1] if at[0] == "train" else 6)
+    batches.clear()
+    assert main(["fit", *options]) == 0  # the same command; without --resume, Lightning finds hpc_ckpt_1.ckpt
+    assert first + batches == whole_run.batches
+    for name in ("last.ckpt", "hpc_ckpt_1.ckpt"):
+        held = torch.load(tmp_path / "run" / name, weights_only=True)["state_dict"]
+        assert all(torch.equal(value, whole_run.weights[key]) for key, value in held.items())
+
+
 def test_no_more_is_lost_than_some_minutes_of_a_run_that_is_killed(split_folder, tmp_path, seen, whole_run):
     batches, stops = seen
     options = [*FIT, f"--data.root={split_folder}", "--trainer.max_epochs=1"]
