@@ -2,10 +2,11 @@
 
     python tests/kill_and_resume.py FOLDER --kills 50
 
-Final weights, the optimiser's and the scheduler's state and the curves have to be equal to the last bit. Training has
-all that is random in it: order, clips, mirror images, RandAugment, erasing, MixUp and CutMix, dropout and drop path.
-The moments are drawn: while the program starts, while it trains or validates, and while it writes a checkpoint, which
-is done after every step and copied from another file system where there is one, so that it takes a while.
+Final weights, their averages, the optimiser's and the scheduler's state and the curves have to be equal to the last
+bit. Training has all that is random in it: order, clips, mirror images, RandAugment, erasing, MixUp and CutMix, dropout
+and drop path. The moments are drawn: while the program starts, while it trains or validates, and while it writes a
+checkpoint, which is done after every step and copied from another file system where there is one, so that it takes a
+while.
 
 test_kill_and_resume.py does it with few kills.
 """
@@ -48,6 +49,7 @@ OPTIONS = [
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
     "--save_minutes=0",
+    "--ema=0.9",
 ]
 MOMENTS = ("start", "training", "writing")
 
@@ -126,7 +128,8 @@ def differences(one: Any, other: Any, name: str = "") -> list[str]:
 def compare(whole: Path, killed: Path) -> list[str]:
     """What differs between two runs."""
     one, other = (torch.load(runs / "last.ckpt", weights_only=True) for runs in (whole, killed))
-    parts = ("state_dict", "optimizer_states", "lr_schedulers", "global_step", "epoch")
+    parts = ("state_dict", "current_model_state", "averaging_state", "optimizer_states", "lr_schedulers")
+    parts += ("global_step", "epoch")
     found = [difference for part in parts for difference in differences(one[part], other[part], part)]
     best, best_killed = (next(iter(runs.glob("version_*/checkpoints/epoch*"))).name for runs in (whole, killed))
     if best != best_killed:
