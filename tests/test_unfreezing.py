@@ -129,6 +129,38 @@ def test_validation_and_others_that_switch_the_network_to_train_mode_move_nothin
     assert moved.statistics == [[], ["stage4"]]
 
 
+@pytest.mark.parametrize("freeze_bn", ["stats", "all"])
+def test_norms_of_what_is_unfrozen_are_what_freeze_bn_makes_of_them(make_trainer, freeze_bn):
+    class Norms(L.Callback):
+        """Parts with a BatchNorm whose weight, or anything else of which, has changed since the beginning."""
+
+        def __init__(self):
+            self.affine, self.others = [], []
+
+        def on_train_start(self, trainer, module):
+            self.before = copy.deepcopy(module.network.state_dict())
+
+        def on_train_epoch_end(self, trainer, module):
+            now = module.network.state_dict()
+            moved = [name for name, old in self.before.items() if not torch.equal(old, now[name])]
+            norms = {name for name, one in module.network.named_modules() if "Norm" in type(one).__name__}
+            affine = {part_of(name) for name in moved if name.rpartition(".")[0] in norms}
+            self.affine.append([part for part in PARTS if part in affine])
+            others = {part_of(name) for name in moved if name.rpartition(".")[0] not in norms}
+            self.others.append([part for part in PARTS if part in others])
+
+    norms, moved, model = Norms(), Moved(), make_model(freeze_bn=freeze_bn, weight_decay=0.1)
+    callbacks = [GradualUnfreezing({"stage4": 1, "stage2": 2}), norms, moved]
+    make_trainer(max_epochs=3, callbacks=callbacks).fit(model, loader(), loader())
+    learnt = [["head"], ["stage4", "head"], ["stage2", "stage4", "head"]]
+    assert norms.others == learnt
+    assert norms.affine == [[part for part in parts if part != "head" and freeze_bn == "stats"] for parts in learnt]
+    assert moved.statistics == [[], [], []]
+    frozen = [parameter for parameter in model.network.parameters() if not parameter.requires_grad]
+    count = sum("Norm" in type(one).__name__ for one in model.network.modules())
+    assert len(frozen) == (2 * count if freeze_bn == "all" else 0)
+
+
 def test_nothing_stays_frozen_where_modules_were_exchanged_in_training(make_trainer):
     class Exchange(L.Callback):  # as the conversion of SyncBatchNorm, and back
         def on_train_end(self, trainer, module):
