@@ -15,7 +15,7 @@ import dataclasses
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,10 @@ class LitCSN(L.LightningModule):
         freeze_bn: What of BatchNorm stays as the weights brought it: none; stats, so that training normalises by the
             running mean and variance, which no longer move, and weight and bias learn; all, so that these stay, too.
             For fine-tuning with fewer than 8 clips in a batch. Saved weights are the same in each case.
+        compile: Whether torch.compile makes one program of the network for training, with backend inductor or the one
+            named here. The first step then waits for it, and so do the first after another size of batch and after
+            GradualUnfreezing. Everything but training, and what is saved, is as without it: a run may go on with it
+            or without.
         origin: Where the weights come from; filled in from `pretrained`.
     """
 
@@ -202,6 +206,7 @@ class LitCSN(L.LightningModule):
         average: str = "probabilities",
         checkpointing: Sequence[int] = (),
         freeze_bn: str = "none",
+        compile: bool | str = False,
         origin: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -273,7 +278,10 @@ class LitCSN(L.LightningModule):
         check_class_weights(class_weights, self.num_classes)
         # "balanced" is known when training begins.
         self._class_weights = None if isinstance(class_weights, str | None) else torch.tensor(list(class_weights))
+        if not isinstance(compile, bool | str):
+            raise InputError(f"compile must be true, false or the name of a backend of torch.compile, got {compile!r}")
         self._teacher: Teacher | None = None  # while training lasts
+        self._compiled: Callable[[Tensor], Tensor] | None = None  # the network, while training lasts
         self._mix = make_mixer(self.num_classes, mixup, cutmix)
         # Of the evaluation that is going on: number, message, and whether a gray clip stands for the video.
         self._unreadable: dict[int, tuple[str, bool]] = {}
@@ -302,6 +310,7 @@ class LitCSN(L.LightningModule):
                 average=average,
                 checkpointing=list(checkpointing),
                 freeze_bn=freeze_bn,
+                compile=compile,
                 origin=origin,
             )
         )
@@ -474,7 +483,7 @@ class LitCSN(L.LightningModule):
             inputs = self.normalise(clips.transpose(0, 1).flatten(0, 1))  # (V*B, C, T, H, W)
             if self._mix is not None:
                 inputs, targets = self._mix(inputs, targets if self.multi_label else one_hot(targets, self.num_classes))
-            logits = self.network(inputs)  # (V*B, K)
+            logits = (self._compiled or self.network)(inputs)  # (V*B, K)
             loss = self._loss(logits, targets)
             if self._teacher is not None:
                 h = self.hparams
@@ -694,8 +703,11 @@ class LitCSN(L.LightningModule):
         names = getattr(data, "classes", None)
         if names is not None:
             self._compare_classes(names, stage)
+        self._compiled = None  # of a training that failed
         if stage == "fit":
             self._find_teacher()
+            if self.hparams["compile"]:
+                self._compile()
 
     def _compare_classes(self, names: list[str], stage: str) -> None:
         if len(names) > self.num_classes or (stage == "fit" and len(names) != self.num_classes):
@@ -724,9 +736,26 @@ class LitCSN(L.LightningModule):
                 multi_label=self.multi_label,
             )
 
+    def _compile(self) -> None:
+        backend = "inductor" if self.hparams["compile"] is True else self.hparams["compile"]
+        if backend not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging are not told of
+            usual = ", ".join(torch.compiler.list_backends())
+            raise InputError(f"torch.compile has no backend {backend!r}; there are: {usual}")
+        if isinstance(getattr(self.trainer.strategy, "_layer_sync", None), SyncNorms):
+            raise InputError(
+                "a compiled network cannot wait for other processes within its BatchNorms: leave out compile, or "
+                "sync_batchnorm"
+            )
+        # Of the call, with its hooks, and not of the module, whose compiled form would name every tensor anew.
+        self._compiled = torch.compile(self.network.__call__, backend=backend)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies and pickles: a compiled program runs the network that it was made of."""
+        return super().__getstate__() | {"_compiled": None}
+
     def teardown(self, stage: str) -> None:
-        """The teacher has nothing to say after training."""
-        self._teacher = None
+        """The teacher has nothing to say after training, and nothing compiled is run."""
+        self._teacher = self._compiled = None
 
     def _balance(self, data: Any) -> None:
         """Take the class weights from the training data."""
