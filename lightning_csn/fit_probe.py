@@ -15,10 +15,11 @@ from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
     from lightning_csn.features import Features
-    from lightning_csn.probe import Held, Report, Score
+    from lightning_csn.probe import ClassScore, Held, Report, Score
 
 DONE = 0
 MOST_CLASSES = 20  # that the text names
+COLUMNS = {"top1": "TOP-1", "macro_f1": "MACRO F1", "map": "MAP"}
 NAMES = {"linear": "linear probe", "knn": "nearest neighbours"}
 
 
@@ -60,7 +61,8 @@ def probe_options(parser: ArgumentParser) -> None:
     parser.epilog = (
         "Fitted on split train, or on all videos where there are no splits. The penalty (C) or the number of\n"
         "neighbours (k) is chosen in three folds of what is fitted on, also within each fold of the\n"
-        "cross-validation. +- is the standard deviation over the folds.\n\n"
+        "cross-validation. +- is the standard deviation over the folds. Where videos may have several labels, each\n"
+        "class is told by itself, and the figure is mAP.\n\n"
         "examples:\n"
         "  lightning-csn features my_videos --model ircsn_152_ig65m\n"
         "  lightning-csn probe features.npz\n"
@@ -127,27 +129,28 @@ def as_text(report: Report, features: Features) -> str:
         f"of {about['model'] or about['architecture']}, {views}"
     ]
     name = f"{NAMES[report.kind]} ({chosen})"
-    rows = [("", "", "TOP-1", "MACRO F1")]
+    judged = next(iter(report.held.values()))
+    rows = [("", "", *(COLUMNS[name] for name in judged.score.figures()))]
+    baseline = "majority class" if judged.score.map is None else "shares of classes"
     if report.folds:
         where = f"{len(report.folds)} folds of {report.fitted_on}{' (groups kept)' if report.grouped else ''}"
-        rows.append(("majority class", where, *spreads(report.majority_folds)))
+        rows.append((baseline, where, *spreads(report.majority_folds)))
         rows.append((NAMES[report.kind], where, *spreads(report.folds)))
     for split, held in report.held.items():
         if split != "folds":
             where = f"{held.videos} videos of {split or 'the other file'}"
-            rows.append(("majority class", where, f"{held.majority.top1:.4f}", f"{held.majority.macro_f1:.4f}"))
-            rows.append((name, where, f"{held.score.top1:.4f}", f"{held.score.macro_f1:.4f}"))
+            for what, score in ((baseline, held.majority), (name, held.score)):
+                rows.append((what, where, *(f"{value:.4f}" for value in score.figures().values())))
     lines.append(table(rows))
     for split, held in report.held.items():
         lines += ["", class_text(held, split)]
     return "\n".join(lines)
 
 
-def spreads(scores: Sequence[Score]) -> tuple[str, str]:
-    """Mean and standard deviation over the folds, of top-1 and macro F1."""
-    columns = [score.top1 for score in scores], [score.macro_f1 for score in scores]
-    top1, macro_f1 = (f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}" for values in columns)
-    return top1, macro_f1
+def spreads(scores: Sequence[Score]) -> list[str]:
+    """Mean and standard deviation over the folds, of each figure."""
+    columns = zip(*(score.figures().values() for score in scores), strict=True)
+    return [f"{statistics.mean(values):.4f} +- {statistics.stdev(values):.4f}" for values in columns]
 
 
 def class_text(held: Held, split: str) -> str:
@@ -157,9 +160,18 @@ def class_text(held: Held, split: str) -> str:
     numbers = list(range(len(held.classes)))
     few = len(numbers) <= MOST_CLASSES
     if not few:
-        numbers = sorted((n for n in numbers if held.classes[n].videos), key=lambda n: held.classes[n].f1)[
-            :MOST_CLASSES
-        ]
+        numbers = sorted((n for n in numbers if held.classes[n].videos), key=lambda n: worth(held.classes[n]))
+        numbers = numbers[:MOST_CLASSES]
+    more = [] if few else [f"(the lowest {MOST_CLASSES} of {len(held.classes)} classes; --json has all)"]
+    rows: list[tuple[str, ...]]
+    if not held.confusion:
+        rows = [("", f"CLASS ({split})", "VIDEOS", "AVERAGE PRECISION", "PRECISION", "RECALL", "F1")]
+        for number in numbers:
+            one = held.classes[number]
+            average = "-" if one.average_precision is None else f"{one.average_precision:.4f}"
+            figures = (f"{value:.4f}" for value in (one.precision, one.recall, one.f1))
+            rows.append((str(number), one.name, str(one.videos), average, *figures))
+        return "\n".join([table(rows), *more])
     taken = [f"as {number}" for number in numbers] if few else ["MOSTLY TAKEN FOR"]
     rows = [("", f"CLASS ({split})", "VIDEOS", "PRECISION", "RECALL", "F1", *taken)]
     for number in numbers:
@@ -169,5 +181,9 @@ def class_text(held: Held, split: str) -> str:
         rows.append(
             (str(number), one.name, str(one.videos), *(f"{v:.4f}" for v in (one.precision, one.recall, one.f1)), *last)
         )
-    more = [] if few else [f"(the lowest {MOST_CLASSES} of {len(held.classes)} classes; --json has all)"]
     return "\n".join([table(rows), *more])
+
+
+def worth(one: ClassScore) -> float:
+    """By which classes are ordered."""
+    return one.f1 if one.average_precision is None else one.average_precision

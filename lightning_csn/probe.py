@@ -21,12 +21,15 @@ import torch
 
 from lightning_csn.errors import InputError, check_choice, check_count
 from lightning_csn.features import Features, hash_trunk
+from lightning_csn.metrics import average_precisions
 from lightning_csn.models import checkpoints
 
 FIT_ON = ("train", "all")  # the split that is fitted on: the first of these that there is
-GRIDS: dict[str, dict[str, list[float]]] = {  # what is chosen by cross-validation; of equals the first
-    "linear": {"classifier__C": [1e-4, 1e-3, 1e-2, 0.1, 1, 10]},
-    "knn": {"classifier__n_neighbors": [1, 3, 5, 10, 20]},
+GRIDS: dict[
+    str, list[float]
+] = {  # C, or the neighbours, of which one is chosen by cross-validation; of equals the first
+    "linear": [1e-4, 1e-3, 1e-2, 0.1, 1, 10],
+    "knn": [1, 3, 5, 10, 20],
 }
 CHOOSING_FOLDS = 3  # in which the choice is made, inside each fold of the figures
 FEWEST = 4  # videos of the largest class, and groups: with fewer, no fold has two to choose by
@@ -34,32 +37,47 @@ FEWEST = 4  # videos of the largest class, and groups: with fewer, no fold has t
 
 @dataclass(frozen=True)
 class Score:
-    """Shares of 1: of videos that are answered right, and the mean F1 of the classes that a video has or is given."""
+    """Shares of 1: of videos that are answered right, and the mean F1 of the classes that a video has or is given.
 
-    top1: float
-    macro_f1: float
+    map: in place of these, where videos may have several labels: the mean of the average precisions of the classes that
+        a video has.
+    """
+
+    top1: float | None = None
+    macro_f1: float | None = None
+    map: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """Those that there are."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
 class ClassScore:
-    """How a class is told: videos that have it; of those given it, the share that have it, and the other way round."""
+    """How a class is told: videos that have it; of those given it, the share that have it, and the other way round.
+
+    Where videos may have several labels, given are those with a probability of 0.5 or more.
+    """
 
     name: str
     videos: int
     precision: float
     recall: float
     f1: float
+    average_precision: float | None = None  # where videos may have several labels, for a class that one has
 
 
 @dataclass(frozen=True)
 class Held:
-    """Figures on videos that nothing was fitted or chosen on; majority: those of the commonest class for all."""
+    """Figures on videos that nothing was fitted or chosen on; majority: those of the commonest class for all, or of a
+    class's share as its probability for all, where they may have several.
+    """
 
     videos: int
     score: Score
     majority: Score
     classes: list[ClassScore]
-    confusion: list[list[int]]  # row: what it is; column: what it is taken for
+    confusion: list[list[int]]  # row: what it is; column: what it is taken for; none of several labels
 
 
 @dataclass(frozen=True)
@@ -68,7 +86,7 @@ class Report:
 
     fitted_on: the split, of `videos` videos and `features` features. chosen: C or the number of neighbours.
     folds, majority_folds: figures of each fold of that split, fitted and chosen on the others; of the same folds, what
-        answering with the commonest class is worth. held: of each other split; without any, of "folds" the figures of
+        answering the same for all is worth. held: of each other split; without any, of "folds" the figures of
         all folds' answers together.
     """
 
@@ -96,6 +114,7 @@ class Probe:
     pipeline: Any
     classes: list[str]
     manifest: dict[str, Any]
+    multi_label: bool = False
 
 
 def fit_probe(
@@ -111,13 +130,15 @@ def fit_probe(
 
     held: further features of the same network, all of which are held out; without it the other splits of `features`.
     kind: linear, a logistic regression on standardised features; or knn, the neighbours of least angle between them.
-        How strong the regression's penalty is, or how many neighbours vote, is chosen by macro F1 in three folds.
-    folds: that the videos are divided into, with equal shares of each class, but no more than the largest class has
-        videos; each is judged by what the others fit and choose. 0 leaves that out, where there are videos held out.
+        How strong the regression's penalty is, or how many neighbours vote, is chosen by macro F1 in three folds. Where
+        videos may have several labels, each class has a regression of its own, and the choice is by mAP.
+    folds: that the videos are divided into, with equal shares of each class (of several, of the rarest), but no more
+        than the largest class has videos; each is judged by what the others fit and choose. 0 leaves that out, where
+        there are videos held out.
     groups: of each video of `features`, a name; videos of one name lie in one fold.
     seed: of which videos share a fold.
 
-    Videos without a label are left out. Raises InputError for videos with several labels, fewer than two classes, and
+    Videos without a label are left out, unless they may have several. Raises InputError for fewer than two classes, and
     too few videos.
     """
     check_choice("kind", kind, tuple(GRIDS))
@@ -130,7 +151,7 @@ def fit_probe(
     if fitted_on is None:
         there = ", ".join(sorted(set(features.splits) - {""})) or "videos without classes"
         raise InputError(f"no features of split train to fit on, only {there}")
-    chosen = (splits == fitted_on) & (features.labels >= 0)
+    chosen = (splits == fitted_on) & labelled(features)
     x, y = features.pooled()[chosen], features.labels[chosen]
     names = None if groups is None else np.array(groups)[chosen]
     check_enough(y, features.classes, names)
@@ -138,17 +159,17 @@ def fit_probe(
     if folds == 0 and not others:
         raise InputError(f"{fitted_on} is the only split: without folds there is no figure; --folds 5 has some")
 
-    scores, majorities, answers = [], [], np.full(len(y), -1)
-    for train, test in divide(y, names, folds, seed) if folds else ():
+    scores, majorities, answers = [], [], np.zeros(y.shape, np.float64 if y.ndim > 1 else np.int64)
+    for train, test in divide(rarest(y), names, folds, seed) if folds else ():
         group = None if names is None else names[train]
-        answers[test] = search(x[train], y[train], group, kind, seed).predict(x[test])
+        answers[test] = answer(search(x[train], y[train], group, kind, seed), x[test])
         scores.append(score(y[test], answers[test]))
-        majorities.append(score(y[test], np.full(len(test), commonest(y[train]))))
+        majorities.append(score(y[test], same(y[train], len(test))))
     found = search(x, y, names, kind, seed)
     judged = {
-        split: judge(truth, found.predict(rows), commonest(y), features.classes)
+        split: judge(truth, answer(found, rows), same(y, len(truth)), features.classes)
         for split, (rows, truth) in others.items()
-    } or {"folds": judge(y, answers, commonest(y), features.classes)}
+    } or {"folds": judge(y, answers, same(y, len(y)), features.classes)}
     report = Report(
         kind=kind,
         fitted_on=fitted_on,
@@ -161,7 +182,7 @@ def fit_probe(
         held=judged,
         class_names=features.classes,
     )
-    return report, Probe(kind, found.best_estimator_, features.classes, features.manifest)
+    return report, Probe(kind, found.best_estimator_, features.classes, features.manifest, y.ndim > 1)
 
 
 def search(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None, kind: str, seed: int) -> Any:
@@ -169,23 +190,59 @@ def search(x: np.ndarray, y: np.ndarray, groups: np.ndarray | None, kind: str, s
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
-    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
     from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import StandardScaler
 
-    folds = divide(y, groups, CHOOSING_FOLDS, seed)
-    grid = GRIDS[kind]
+    several = y.ndim > 1
+    folds = divide(rarest(y), groups, CHOOSING_FOLDS, seed)
+    values = GRIDS[kind]
     if kind == "linear":
-        classifier: Any = LogisticRegression(max_iter=1000)
+        regression = LogisticRegression(max_iter=1000)
+        classifier: Any = OneVsRestClassifier(regression) if several else regression
+        option = "estimator__C" if several else "C"
     else:
         fewest = min(len(train) for train, _ in folds)
-        grid = {name: [value for value in values if value <= fewest] for name, values in grid.items()}
-        classifier = KNeighborsClassifier(metric="cosine")
+        values = [value for value in values if value <= fewest]
+        # The regressor's answer to zeros and ones are the shares of the neighbours.
+        classifier = (KNeighborsRegressor if several else KNeighborsClassifier)(metric="cosine")
+        option = "n_neighbors"
     steps = Pipeline([("scale", StandardScaler()), ("classifier", classifier)])
+    scoring = (lambda fitted, rows, truth: score(truth, answer(fitted, rows)).map) if several else "f1_macro"
     with warnings.catch_warnings():
         # A penalty so weak that the fit is not at its end after so many steps is as good as none.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return GridSearchCV(steps, grid, scoring="f1_macro", cv=folds).fit(x, y)
+        # Of several labels, a class that none or all of a fold's videos have is answered with 0 or 1.
+        warnings.filterwarnings("ignore", message="Label .* is present in all")
+        return GridSearchCV(steps, {f"classifier__{option}": values}, scoring=scoring, cv=folds).fit(x, y)
+
+
+def answer(fitted: Any, x: np.ndarray) -> np.ndarray:
+    """Of each video its class (N,), or where it may have several, their probabilities (N, K)."""
+    from sklearn.multiclass import OneVsRestClassifier
+
+    classifier = getattr(fitted, "best_estimator_", fitted).named_steps["classifier"]
+    found: np.ndarray = fitted.predict_proba(x) if isinstance(classifier, OneVsRestClassifier) else fitted.predict(x)
+    return found
+
+
+def labelled(features: Features) -> np.ndarray:
+    """Which videos have a label, bool (N,); all where they may have several, and so none."""
+    return np.ones(len(features.labels), bool) if features.labels.ndim > 1 else features.labels >= 0
+
+
+def rarest(y: np.ndarray) -> np.ndarray:
+    """The class of each video (N,); of several, (N, K), the one that the fewest have, and K for a video of none.
+
+    >>> rarest(np.array([[1, 1], [1, 0], [0, 0]]))
+    array([1, 0, 2])
+    """
+    if y.ndim == 1:
+        return y
+    counts = np.append(y.sum(0), len(y))
+    of_none = (y == 0).all(1)[:, None]
+    return np.where(np.append(y > 0, of_none, axis=1), counts, np.inf).argmin(1)
 
 
 def divide(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -209,7 +266,7 @@ def divide(y: np.ndarray, groups: np.ndarray | None, folds: int, seed: int) -> l
 
 def check_enough(y: np.ndarray, classes: Sequence[str], groups: np.ndarray | None) -> None:
     """InputError unless there are two classes, and videos and groups enough for folds and a choice in each."""
-    counts = np.bincount(y, minlength=len(classes))
+    counts = y.sum(0) if y.ndim > 1 else np.bincount(y, minlength=len(classes))
     if (counts > 0).sum() < 2:
         only = ", ".join(name for name, count in zip(classes, counts, strict=True) if count) or "none"
         raise InputError(f"a classifier needs videos of two classes or more to fit on, there is {only}")
@@ -224,8 +281,6 @@ def check_enough(y: np.ndarray, classes: Sequence[str], groups: np.ndarray | Non
 def check_alike(features: Features, held: Features | None) -> None:
     """InputError unless a classifier of these features can judge by those."""
     for each in (features, *([] if held is None else [held])):
-        if each.labels.ndim > 1:
-            raise InputError("these videos may have several labels each; a probe takes one label")
         if not len(each.labels):
             raise InputError("there are no features in the file")
     if held is None:
@@ -237,6 +292,9 @@ def check_alike(features: Features, held: Features | None) -> None:
         raise InputError(
             f"the features held out were made otherwise: {name} {features.manifest[name]} and {held.manifest.get(name)}"
         )
+    if features.labels.ndim != held.labels.ndim:
+        which = "held out" if held.labels.ndim > 1 else "to fit on"
+        raise InputError(f"the videos {which} may have several labels each, and the others have one")
     if unknown := sorted(set(held.classes) - set(features.classes)):
         raise InputError(f"there are videos held out of {', '.join(map(repr, unknown))}, and none to fit on")
 
@@ -246,45 +304,68 @@ def held_out(features: Features, held: Features | None, fitted_on: str) -> dict[
     found = features
     if held is not None:
         numbers = np.array([features.classes.index(name) for name in held.classes] + [-1])  # -1 stays
-        found = replace(held, labels=numbers[held.labels])
+        if held.labels.ndim > 1:
+            labels = np.zeros((len(held.labels), len(features.classes)), held.labels.dtype)
+            labels[:, numbers[:-1]] = held.labels
+        else:
+            labels = numbers[held.labels]
+        found = replace(held, labels=labels)
     splits, rows = np.array(found.splits), found.pooled()
     return {
         split: (rows[chosen], found.labels[chosen])
         for split in dict.fromkeys(found.splits)
-        if (held is not None or split != fitted_on) and (chosen := (splits == split) & (found.labels >= 0)).any()
+        if (held is not None or split != fitted_on) and (chosen := (splits == split) & labelled(found)).any()
     }
 
 
-def commonest(y: np.ndarray) -> int:
-    """The class that most videos have."""
-    return int(np.bincount(y).argmax())
+def same(y: np.ndarray, count: int) -> np.ndarray:
+    """The same answer for so many videos: the commonest class, or where they may have several, each class's share.
+
+    >>> same(np.array([1, 1, 0]), 2), same(np.array([[1, 1], [1, 0]]), 1)
+    (array([1, 1]), array([[1. , 0.5]]))
+    """
+    return np.tile(y.mean(0), (count, 1)) if y.ndim > 1 else np.full(count, np.bincount(y).argmax())
 
 
 def score(truth: np.ndarray, answers: np.ndarray) -> Score:
     """Figures of some answers.
 
     >>> score(np.array([0, 0, 1, 1]), np.array([0, 0, 2, 2]))
-    Score(top1=0.5, macro_f1=0.3333333333333333)
+    Score(top1=0.5, macro_f1=0.3333333333333333, map=None)
     """
     from sklearn.metrics import f1_score
 
+    if truth.ndim > 1:
+        each = precisions(truth, answers)
+        return Score(map=float(np.nanmean(each)) if truth.any() else 0.0)
     macro_f1 = f1_score(truth, answers, average="macro", zero_division=0.0)
     return Score(float((truth == answers).mean()), float(macro_f1))
 
 
-def judge(truth: np.ndarray, answers: np.ndarray, majority: int, classes: Sequence[str]) -> Held:
-    """All figures of some answers."""
+def precisions(truth: np.ndarray, answers: np.ndarray) -> np.ndarray:
+    """Average precision (K,) of each class, as a test has it; nan for one that no video has. Both arguments (N, K)."""
+    return average_precisions(torch.from_numpy(truth), torch.from_numpy(answers)).numpy()
+
+
+def judge(truth: np.ndarray, answers: np.ndarray, majority: np.ndarray, classes: Sequence[str]) -> Held:
+    """All figures of some answers, beside those of the same answer for all."""
     from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
+    several = truth.ndim > 1
     numbers = range(len(classes))
-    columns = precision_recall_fscore_support(truth, answers, labels=numbers, zero_division=0.0)
-    rows = zip(classes, *(column.tolist() for column in columns), strict=True)
+    given = (answers >= 0.5).astype(np.int64) if several else answers
+    columns = precision_recall_fscore_support(truth, given, labels=numbers, zero_division=0.0)
+    each = precisions(truth, answers).tolist() if several else []
+    rows = zip(classes, *(column.tolist() for column in columns), each or [None] * len(classes), strict=True)
     return Held(
         videos=len(truth),
         score=score(truth, answers),
-        majority=score(truth, np.full(len(truth), majority)),
-        classes=[ClassScore(name, count, precision, recall, f1) for name, precision, recall, f1, count in rows],
-        confusion=confusion_matrix(truth, answers, labels=numbers).tolist(),
+        majority=score(truth, majority),
+        classes=[
+            ClassScore(name, int(count), precision, recall, f1, average if count else None)
+            for name, precision, recall, f1, count, average in rows
+        ],
+        confusion=[] if several else confusion_matrix(truth, answers, labels=numbers).tolist(),
     )
 
 
@@ -306,11 +387,16 @@ def save_probe(probe: Probe, folder: str | Path, *, source: str | Path | None = 
     if not source:
         raise InputError("the features are of a model that was in memory; save_pretrained it, and name that folder")
     classifier = probe.pipeline.named_steps["classifier"]
-    missing = sorted(set(range(len(probe.classes))) - set(classifier.classes_.tolist()))
+    if probe.multi_label:
+        known = [number for number, one in enumerate(classifier.estimators_) if hasattr(one, "coef_")]
+    else:
+        known = classifier.classes_.tolist()
+    missing = sorted(set(range(len(probe.classes))) - set(known))
     if missing:
+        which = "with, or none without," if probe.multi_label else "of"
         raise InputError(
-            f"there was no video of {', '.join(repr(probe.classes[number]) for number in missing)} to fit on, so that "
-            "the head would not know it; leave it out of the classes"
+            f"there was no video {which} {', '.join(repr(probe.classes[number]) for number in missing)} to fit on, so "
+            "that the head would not know it; leave it out of the classes"
         )
     loaded = checkpoints.load(source, num_classes=0)
     if hash_trunk(loaded.network) != probe.manifest["weights"]:
@@ -322,13 +408,16 @@ def save_probe(probe: Probe, folder: str | Path, *, source: str | Path | None = 
         network.head.weight.copy_(torch.from_numpy(weight))
         network.head.bias.copy_(torch.from_numpy(bias))
     record = loaded.checkpoint.retrained(num_classes=len(probe.classes), classes=probe.classes)
-    return checkpoints.save(network, record, folder)
+    return checkpoints.save(network, replace(record, multi_label=probe.multi_label), folder)
 
 
 def head_of(pipeline: Any) -> tuple[np.ndarray, np.ndarray]:
     """weight (K, D) and bias (K,) that give the pipeline's logits from features as they are, but for a shift of all."""
     scale, classifier = pipeline.named_steps["scale"], pipeline.named_steps["classifier"]
-    weight, bias = classifier.coef_.astype(np.float64), classifier.intercept_.astype(np.float64)
+    parts = getattr(classifier, "estimators_", [classifier])  # of several labels, one for each class
+    weight, bias = (
+        np.concatenate([getattr(part, name) for part in parts]).astype(np.float64) for name in ("coef_", "intercept_")
+    )
     if len(weight) == 1:  # of two classes, the logit of the second one
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     weight = weight / scale.scale_

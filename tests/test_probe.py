@@ -157,15 +157,59 @@ def test_the_figures_are_those_of_a_test():
     assert found.macro_f1 == pytest.approx(expected["macro_f1"].item())
 
 
-def several():
-    found = made([10, 10])
-    return replace(found, labels=np.eye(2, dtype=np.float32)[found.labels])
+def several(counts=(10, 10), **options):
+    """Every fourth video of a class also has the first class, and lies on the way to its point."""
+    found = made(counts, **options)
+    labels = np.eye(len(counts), dtype=np.float32)[found.labels]
+    labels[::4, 0] = 1
+    rows = found.features.copy()
+    rows[::4, 0] += np.where(found.labels[::4] > 0, 6, 0)
+    return replace(found, features=rows, labels=labels)
+
+
+@KINDS
+def test_several_labels_are_told_each_by_itself(kind):
+    found = several([20, 12, 8], splits=["train", "val"] * 20)
+    report, _ = fit_probe(found, kind=kind, folds=3)
+    shares = found.labels[np.array(found.splits) == "val"].mean(0)
+    held = report.held["val"]
+    assert held.majority.figures() == {"map": pytest.approx(shares.mean())}
+    assert held.score.figures() == {"map": pytest.approx(np.mean([one.average_precision for one in held.classes]))}
+    assert held.score.map > 0.8
+    assert [one.videos for one in held.classes] == (20 * shares).tolist()
+    assert held.confusion == []
+    assert [one.map > 0.7 for one in report.folds] == [True] * 3
+    assert np.mean([one.map for one in report.majority_folds]) < 0.6
+
+
+def test_the_figure_of_several_labels_is_that_of_a_test():
+    random = np.random.default_rng(0)
+    truth, answers = random.integers(0, 2, (50, 4)).astype(np.float32), random.random((50, 4))
+    truth[:, 3] = 0
+    scores = VideoScores(num_classes=4, multi_label=True)
+    scores.update(torch.arange(50), torch.from_numpy(truth), torch.from_numpy(answers))
+    assert score(truth, answers).map == pytest.approx(scores.compute()["map"].item())
+
+
+def test_several_labels_of_another_file_are_known_by_name():
+    found, other = several([10, 10, 10]), several([6, 6, 6], seed=1)
+    turned = replace(other, classes=["c", "b", "a"], labels=other.labels[:, ::-1].copy())
+    assert fit_probe(found, turned, folds=0)[0] == fit_probe(found, other, folds=0)[0]
+    with pytest.raises(InputError, match="videos to fit on may have several labels each, and the others have one"):
+        fit_probe(found, made([6, 6, 6]), folds=0)
+
+
+def test_a_class_that_all_or_none_have_is_no_head(tmp_path):
+    found = several([10, 10, 10])
+    found.labels[:, 1], found.labels[:, 2] = 0, 1
+    _, fitted = fit_probe(found, found, folds=0)
+    with pytest.raises(InputError, match="no video with, or none without, 'b', 'c' to fit on"):
+        save_probe(fitted, tmp_path / "head")
 
 
 @pytest.mark.parametrize(
     ("features", "options", "message"),
     [
-        (several(), {}, "several labels each; a probe takes one"),
         (made([10, 0]), {}, "videos of two classes or more to fit on, there is a"),
         (made([3, 3]), {}, "there are 3 videos in the largest class to fit on, and folds .* need 4"),
         (made([10, 10]), {"groups": ["x", "y"] * 10}, "there are 2 groups to fit on"),
@@ -206,18 +250,21 @@ def features_file(weights, root, path, **options):
     return data, read_features(path)
 
 
-@pytest.mark.parametrize("count", [2, 3])
-def test_the_head_that_is_saved_answers_as_the_probe(count, weights, split_folder, tmp_path):
+@pytest.mark.parametrize(("count", "multi_label"), [(2, False), (3, False), (3, True)])
+def test_the_head_that_is_saved_answers_as_the_probe(count, multi_label, weights, split_folder, tmp_path):
     names = ["clapping", "jumping", "waving"][:count]
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
         for name in names:
             (tmp_path / split / name).symlink_to(split_folder / split / name)
     data, found = features_file(weights, tmp_path, tmp_path / "f.npz")
+    if multi_label:
+        found = replace(found, labels=np.eye(count, dtype=np.float32)[found.labels])
+        found.labels[::5] = 1
     report, fitted = fit_probe(found)
     saved = save_probe(fitted, tmp_path / "head")
     model = LitCSN.from_pretrained(saved, average="logits")
-    assert (model.classes, model.clip) == (names, CLIP)
+    assert (model.classes, model.clip, model.multi_label) == (names, CLIP, multi_label)
     dataset = VideoDataset(data.samples["test"], CLIP, train=False, clips=2)
     with torch.inference_mode():
         answers = model(torch.stack([dataset[i]["clips"] for i in range(len(dataset))]))
@@ -226,6 +273,20 @@ def test_the_head_that_is_saved_answers_as_the_probe(count, weights, split_folde
     assert report.held["test"].videos == 3 * count
     config = json.loads((saved / "config.json").read_text())
     assert (config["classes"], config["accuracy"], config["measured"]) == (names, None, None)
+
+
+def test_a_test_of_the_head_has_the_figures_of_the_probe(weights, split_folder, tmp_path, capsys):
+    views = ["--accelerator=cpu", "--clips=2", "--workers=0", f"--output={tmp_path / 'f.npz'}"]
+    assert main(["features", str(split_folder), f"--model={weights}", *views]) == 0
+    assert main(["probe", str(tmp_path / "f.npz"), "--json", "--folds=0", f"--save={tmp_path / 'head'}"]) == 0
+    expected = json.loads(capsys.readouterr().out.partition("\n")[2])["held"]["test"]["score"]
+    options = ["--data.test_clips=2", "--data.test_crops=1", "--data.num_workers=0", "--trainer.accelerator=cpu"]
+    options += [f"--trainer.default_root_dir={tmp_path}", "--model.average=logits"]
+    head = f"--model.pretrained={tmp_path / 'head'}"
+    assert main(["test", f"--data.root={split_folder}", head, *options]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"top-1 {expected['top1']:.4f}" in said
+    assert f"macro F1 {expected['macro_f1']:.4f}" in said
 
 
 def test_a_head_is_made_of_a_linear_probe_on_the_weights_of_the_features(weights, tmp_path):
@@ -247,13 +308,15 @@ def test_a_head_is_made_of_a_linear_probe_on_the_weights_of_the_features(weights
 
 
 def write(found, path):
+    several = found.labels.ndim > 1
+    labels = [tuple(np.flatnonzero(row).tolist()) if several else int(row) for row in found.labels]
     rows = [
-        ({"path": name, "features": None, "short": False}, Truth(split, int(label)))
-        for name, split, label in zip(found.paths, found.splits, found.labels, strict=True)
+        ({"path": name, "features": None, "short": False}, Truth(split, label))
+        for name, split, label in zip(found.paths, found.splits, labels, strict=True)
     ]
     for (record, _), row in zip(rows, found.features, strict=True):
         record |= {"features": base64.b64encode(row.tobytes()).decode(), "shape": list(row.shape)}
-    write_npz(path, iter(rows), classes=found.classes, multi_label=False, manifest=found.manifest)
+    write_npz(path, iter(rows), classes=found.classes, multi_label=several, manifest=found.manifest)
     return str(path)
 
 
@@ -274,6 +337,18 @@ def test_the_command_shows_what_it_found(tmp_path, capsys):
     assert cells[4].endswith("12 videos of val 1.0000 1.0000")
     assert cells[6] == "CLASS (val) VIDEOS PRECISION RECALL F1 as 0 as 1 as 2"
     assert cells[8] == "1 b 4 1.0000 1.0000 1.0000 0 4 0"
+
+
+def test_the_command_shows_what_it_found_of_several_labels(tmp_path, capsys):
+    file = write(several([12, 12], splits=["train", "train", "train", "val"] * 6), tmp_path / "f.npz")
+    assert main(["probe", file]) == 0
+    cells = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert cells[1] == "MAP"
+    assert cells[2].startswith("shares of classes 5 folds of train 0.")
+    assert cells[5].startswith("linear probe (C ")
+    assert cells[5].endswith(" 6 videos of val 1.0000")
+    assert cells[7] == "CLASS (val) VIDEOS AVERAGE PRECISION PRECISION RECALL F1"
+    assert [line[:12] for line in cells[8:]] == ["0 a 3 1.0000", "1 b 3 1.0000"]
 
 
 def test_the_command_as_json_and_with_neighbours(tmp_path, capsys):
@@ -304,7 +379,9 @@ def test_the_worst_of_many_classes_are_shown(tmp_path, capsys):
     truth = np.repeat(np.arange(30), 2)
     answers = truth.copy()
     answers[14] = 9
-    text = class_text(judge(truth, answers, 0, [f"class {n}" for n in range(30)]), "val").splitlines()
+    text = class_text(
+        judge(truth, answers, np.zeros_like(truth), [f"class {n}" for n in range(30)]), "val"
+    ).splitlines()
     assert " ".join(text[1].split()) == "7 class 7 2 1.0000 0.5000 0.6667 class 9 (1)"
     assert text[-1] == "(the lowest 20 of 30 classes; --json has all)"
     assert len(text) == 22
