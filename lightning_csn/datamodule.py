@@ -3,9 +3,9 @@
 Shapes: B videos, V views of each, C channels, T frames, H x W pixels. A batch is a dict: clips uint8
 (B, V, C, T, H, W), labels int64 (B,) (-1 unknown) or, where a video may have several, float32 (B, K) of zeros and ones,
 videos int64 (B,) (numbers within the split), short bool (B,) (shorter than a clip), seeds int64 (B,) (of what is random
-in training; 0 in evaluation), seed (a number, of what is random in a training step), unreadable [(number, message)],
-and blank bool (B,), which marks those of the unreadable that have a gray clip in the batch. The others have none: B may
-be 0.
+in training; 0 in evaluation), seed (a number, of what is random in a training step), times float32 (B, clips, T) (of
+evaluation's frames, in seconds from the video's first), unreadable [(number, message)], and blank bool (B,), which
+marks those of the unreadable that have a gray clip in the batch. The others have none: B may be 0.
 """
 
 from __future__ import annotations

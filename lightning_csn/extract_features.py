@@ -29,7 +29,11 @@ def features_options(parser: ArgumentParser) -> None:
         f"and has seen nothing but made-up motion; {KINETICS_MODEL} has seen real videos",
     )
     parser.add_argument(
-        "--output", default="features.npz", metavar="FILE", help=".npz or .parquet; default %(default)s, here"
+        "--output",
+        default="features.npz",
+        metavar="FILE",
+        help=".npz, which is in memory as a whole when it is written and read, or .parquet, which is not when it is "
+        "written; default %(default)s, here",
     )
     kept = parser.add_mutually_exclusive_group()
     kept.add_argument(
@@ -43,7 +47,8 @@ def features_options(parser: ArgumentParser) -> None:
         dest="per",
         action="store_const",
         const="step",
-        help="of each view, the last map's mean over space at each of its steps in time, one for eight frames",
+        help="of each view, the last map's mean over space at each of its steps in time, one for eight frames, with "
+        "the seconds of each step",
     )
     parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
     parser.add_argument(

@@ -28,7 +28,7 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_csn import __version__
-from lightning_csn.answers import Answers, Counts, Record, readable, record_key
+from lightning_csn.answers import Answers, Counts, Record, make_record, readable, record_key
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.samples import Label, Part, Sample
 from lightning_csn.datamodule import VideoDataModule
@@ -44,6 +44,7 @@ from lightning_csn.scores import hash_weights
 _log = logging.getLogger(__name__)
 
 PER = ("video", "view", "step")
+STEP = 8  # frames from one step to the next: three stages of every network halve their number
 ROWS = 1000  # of a .parquet file that are in memory at once
 MANIFEST_KEY = b"lightning_csn"  # of the manifest among a .parquet file's metadata
 LABELS_KEY = b"lightning_csn_labels"  # ... and of what labels mean
@@ -61,6 +62,9 @@ class Features:
     labels: int64 (N,), -1 unknown; or float32 (N, K) of zeros and ones, where a video may have several.
     classes: names of the K classes. paths, splits: of each video; the split of a folder without splits is "all", and
         that of videos without classes "".
+    times: float32 (N, V, 2) of each view, (N, V, S, 2) of each step: seconds from the video's first frame at which the
+        first and the last of its frames are shown, nan where the file has no times; None of means over views. What a
+        step has seen reaches further, over much of the clip.
     parts: which part of the video it is; None for all of it. short: bool (N,), shorter than a clip.
     unreadable: path, split and what is wrong, of the videos that could not be read, which are in nothing else.
     manifest: what the features depend on (weights, clip, views), and which versions made them, as plain values.
@@ -75,6 +79,7 @@ class Features:
     short: np.ndarray
     unreadable: list[tuple[str, str, str]]
     manifest: dict[str, Any]
+    times: np.ndarray | None = None
 
     def pooled(self) -> np.ndarray:
         """One row for each video, (N, D): the mean over its views and steps."""
@@ -108,6 +113,7 @@ def _read_npz(path: Path) -> Features:
             stored["short"],
             [(path, split, error) for path, split, error in stored["unreadable"].tolist()],
             json.loads(str(stored["manifest"])),
+            stored["times"] if "times" in stored.files else None,
         )
 
 
@@ -126,6 +132,10 @@ def _read_parquet(path: Path) -> Features:
     else:
         known = np.array(labels, dtype=np.int64)
     values = rows["features"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    times = None
+    if len(shape) > 1:
+        flat = rows["times"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        times = flat.reshape(len(labels), *shape[:-1], 2)
     broken = table.filter(table["error"].is_valid())
     return Features(
         values.reshape(len(labels), *shape),
@@ -137,6 +147,7 @@ def _read_parquet(path: Path) -> Features:
         rows["short"].to_numpy(),
         list(zip(*(broken[name].to_pylist() for name in ("path", "split", "error")), strict=True)),
         manifest,
+        times,
     )
 
 
@@ -159,8 +170,13 @@ def write_npz(path: Path, rows: Rows, *, classes: Sequence[str], multi_label: bo
             unreadable.append((record["path"], truth.split, record["error"]))
         else:
             part = json.dumps(record["part"]) if "part" in record else ""
-            found.append((unpack(record), truth.label, record["path"], truth.split, part, record["short"]))
-    features, labels, paths, splits, parts, short = map(list, zip(*found, strict=True)) if found else [[]] * 6
+            times = record.get("times")
+            found.append((unpack(record), truth.label, record["path"], truth.split, part, record["short"], times))
+    columns = map(list, zip(*found, strict=True)) if found else [[]] * 7
+    features, labels, paths, splits, parts, short, every_time = columns
+    timed: dict[str, Any] = (
+        {"times": np.array(every_time, np.float32)} if every_time and every_time[0] is not None else {}
+    )
     known = np.array(labels, dtype=np.int64) if not multi_label else np.zeros((len(found), len(classes)), np.float32)
     for row, label in zip(known, labels, strict=True) if multi_label else ():
         row[list(numbers_of(label))] = 1
@@ -174,6 +190,7 @@ def write_npz(path: Path, rows: Rows, *, classes: Sequence[str], multi_label: bo
             splits=np.array(splits, dtype=np.str_),
             parts=np.array(parts, dtype=np.str_),
             short=np.array(short, dtype=np.bool_),
+            **timed,
             unreadable=np.array(unreadable, dtype=np.str_).reshape(-1, 3),
             manifest=np.array(json.dumps(manifest, ensure_ascii=False)),
         )
@@ -184,8 +201,8 @@ def write_parquet(
 ) -> None:
     """A row for each video, also for those that cannot be read; the manifest is in the file's metadata.
 
-    features are flat, (D), (V * D) or (V * S * D) numbers, and the metadata has their shape. label is a number, or a
-    list of numbers where a video may have several. A thousand rows are in memory at once.
+    features are flat, (D), (V * D) or (V * S * D) numbers, and the metadata has their shape; so are times. label is a
+    number, or a list of numbers where a video may have several. A thousand rows are in memory at once.
     """
     import pyarrow
     import pyarrow.parquet
@@ -205,6 +222,7 @@ def write_parquet(
             ("split", pyarrow.string()),
             ("label", pyarrow.list_(pyarrow.int64()) if multi_label else pyarrow.int64()),
             ("features", pyarrow.list_(pyarrow.float32())),
+            ("times", pyarrow.list_(pyarrow.float32())),
             ("short", pyarrow.bool_()),
             ("error", pyarrow.string()),
         ],
@@ -219,6 +237,7 @@ def write_parquet(
                     "split": truth.split,
                     "label": list(numbers_of(truth.label)) if multi_label else truth.label,
                     "features": None if "error" in record else unpack(record).ravel(),
+                    "times": np.ravel(record["times"]) if "times" in record else None,
                     "short": record.get("short"),
                     "error": record.get("error"),
                 }
@@ -230,8 +249,8 @@ def write_parquet(
 FORMATS: dict[str, Callable[..., None]] = {".npz": write_npz, ".parquet": write_parquet}
 
 
-def pack(sample: Sample, features: Tensor, *, short: bool) -> Record:
-    """The record of a video.
+def pack(sample: Sample, features: Tensor, *, short: bool, times: Tensor | None = None) -> Record:
+    """The record of a video. times: see Features.
 
     >>> record = pack(Sample("a.mp4", -1, 0), torch.tensor([1.0, -2.0]), short=False)
     >>> record, unpack(record)
@@ -242,7 +261,8 @@ def pack(sample: Sample, features: Tensor, *, short: bool) -> Record:
         record["part"] = list(sample.part)
     values = features.float().cpu().numpy().astype("<f4")
     text = base64.b64encode(values.tobytes()).decode("ascii")
-    return record | {"features": text, "shape": list(values.shape), "short": short}
+    timed = {} if times is None else {"times": times.tolist()}
+    return record | {"features": text, "shape": list(values.shape), "short": short} | timed
 
 
 def unpack(record: Record) -> np.ndarray:
@@ -374,6 +394,26 @@ def hash_trunk(network: ResNet3D) -> str:
     return hash_weights(nn.ModuleDict({name: part for name, part in network.named_children() if name != "head"}))
 
 
+def spans(times: Tensor, shape: Sequence[int]) -> Tensor:
+    """When views, or their steps, begin and end: (B, V, 2) or (B, V, S, 2) of clips whose frames have `times`.
+
+    times: (B, clips, T). shape: (V,) or (V, S); a clip's views are next to each other. The end is the time of the last
+    of the frames.
+
+    >>> spans(torch.arange(9.0)[None, None], (2, 2))
+    tensor([[[[0., 7.],
+              [8., 8.]],
+    <BLANKLINE>
+             [[0., 7.],
+              [8., 8.]]]])
+    """
+    times = times.repeat_interleave(shape[0] // times.shape[1], 1)  # (B, V, T)
+    if len(shape) == 1:
+        return times[..., [0, -1]]
+    last = [min(first + STEP, times.shape[-1]) - 1 for first in range(0, times.shape[-1], STEP)]
+    return torch.stack((times[..., ::STEP], times[..., last]), -1)
+
+
 class FeatureWriter(RecordWriter):
     """Writes what FeatureExtractor finds in LabelledVideos into a file, .npz or .parquet; see RecordWriter."""
 
@@ -390,11 +430,14 @@ class FeatureWriter(RecordWriter):
 
     def records_of(self, module: Any, prediction: dict[str, Any], batch: dict[str, Any]) -> dict[int, Record]:
         """The records of a batch's videos by their numbers."""
-        rows = zip(batch["videos"].tolist(), prediction["features"], batch["short"].tolist(), strict=True)
-        records = {video: pack(self._samples[video], row, short=short) for video, row, short in rows}
+        found = prediction["features"]
+        times: Any = [None] * len(found)
+        if module.per != "video" and len(found):
+            times = spans(batch["times"].cpu(), found.shape[1:-1])
+        rows = zip(batch["videos"].tolist(), found, batch["short"].tolist(), times, strict=True)
+        records = {video: pack(self._samples[video], row, short=short, times=span) for video, row, short, span in rows}
         for video, message in batch["unreadable"]:
-            path, part = self._samples[video].path, self._samples[video].part
-            records[video] = {"path": path, **({} if part is None else {"part": list(part)}), "error": message}
+            records[video] = make_record(self._samples[video], error=message)
         return records
 
     def describe(self, trainer: L.Trainer) -> dict[str, Any]:

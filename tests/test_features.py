@@ -17,7 +17,7 @@ from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.dataset import VideoDataset
 from lightning_csn.errors import InputError
-from lightning_csn.features import LabelledVideos, extract_features, read_features
+from lightning_csn.features import FeatureExtractor, LabelledVideos, extract_features, read_features
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
@@ -97,6 +97,18 @@ def test_views_and_steps_have_the_same_mean(ending, model, video_folder, tmp_pat
     for per in ("view", "step"):
         assert found[per].pooled().shape == (9, 512)
     np.testing.assert_allclose(found["view"].pooled(), found["video"].features, atol=1e-6)
+    # The last video has 20 frames, 25 a second: clips of frames 0 to 8 and 11 to 19, whose second step is one frame.
+    steps = [[[0, 0.28], [0.32, 0.32]], [[0.44, 0.72], [0.76, 0.76]]]
+    np.testing.assert_allclose(found["step"].times[-1], steps, atol=1e-6)
+    np.testing.assert_allclose(found["view"].times[-1], [[0, 0.32], [0.44, 0.76]], atol=1e-6)
+    assert found["video"].times is None
+
+
+def test_the_views_of_a_clip_have_its_times(model, video_folder, tmp_path):
+    extract(model, videos(video_folder, test_crops=3), tmp_path / "f.npz", per="view")
+    times = read_features(tmp_path / "f.npz").times
+    assert times.shape == (9, 6, 2)
+    np.testing.assert_allclose(times[-1, :, 0], [0, 0, 0, 0.44, 0.44, 0.44], atol=1e-6)
 
 
 def test_the_quick_form_is_taken_unless_it_is_to_be_exact(model, video_folder, tmp_path, monkeypatch):
@@ -259,7 +271,12 @@ def test_one_process_goes_on_where_two_were_killed(weights, video_folder, tmp_pa
     assert (tmp_path / "two.npz").read_bytes() == (tmp_path / "one.npz").read_bytes()
 
 
-def test_the_command_says_how_many_there_are_and_fails_where_one_is_unreadable(weights, make_video, tmp_path, capsys):
+def test_the_command_says_how_many_there_are_and_fails_where_one_is_unreadable(
+    weights, make_video, tmp_path, capsys, monkeypatch
+):
+    def interrupt(self, batch, batch_idx):
+        raise KeyboardInterrupt
+
     make_video(tmp_path / "videos/run/b.mp4", frames=12)
     make_video(tmp_path / "videos/walk/b.mp4", frames=12)
     lists = [tmp_path / "train.txt", tmp_path / "val.txt"]
@@ -275,5 +292,9 @@ def test_the_command_says_how_many_there_are_and_fails_where_one_is_unreadable(w
     (tmp_path / "videos/run/b.mp4").write_bytes(b"no video")
     assert main([*command, *options]) == 2
     assert capsys.readouterr().out == f"features: {out} (2 videos, 1 of them unreadable)\n"
+    with monkeypatch.context() as patch:
+        patch.setattr(FeatureExtractor, "predict_step", interrupt)
+        assert main([*command, *options]) == 130
+    assert "interrupted; the same command goes on with the videos that are left\n" in capsys.readouterr().err
     assert main(["features"]) == 2
     assert "features needs videos: ROOT, or a list file" in capsys.readouterr().err

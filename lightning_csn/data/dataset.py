@@ -36,9 +36,10 @@ class VideoDataset(Dataset[Item]):
     """The videos of a split.
 
     An item is a dict: video (its number in the split), label, clips, uint8 (V, C, T, H, W), short (whether the
-    video is shorter than a clip, so that its last frame is repeated), seed (0 in evaluation) and seconds (that reading
-    it took). A video that cannot be read is a dict of video, label, error (the message, with the path), shape (that of
-    its clips) and seconds; it is never replaced by another one, and what is to be done about it is for the DataModule.
+    video is shorter than a clip, so that its last frame is repeated), seed (0 in evaluation), seconds (that reading it
+    took) and, in evaluation, times (clips, T), see `frame_times`. A video that cannot be read is a dict of video,
+    label, error (the message, with the path), shape (that of its clips) and seconds; it is never replaced by another
+    one, and what is to be done about it is for the DataModule.
 
     samples: item i is samples[i].
     clip: how clips look. A video, or the part of it that a sample is, is first brought to clip.fps; one that is too
@@ -126,6 +127,7 @@ class VideoDataset(Dataset[Item]):
     def _item(self, sample: Sample) -> Item:
         seed = int(torch.randint(LARGEST_SEED, ())) if self.train else 0
         label = sample.label
+        times: dict[str, Tensor] = {}
         try:
             with self._open(sample.path) as video:
                 numbers = frame_numbers(video, sample, self.clip.fps)
@@ -133,16 +135,21 @@ class VideoDataset(Dataset[Item]):
                     clips, mirrored = self._random_clips(video, numbers)
                     label = mirror_label(label, self.mirrored) if mirrored else label
                 else:
-                    clips = read_views(video, self._spread(numbers), self.clip, self.crops)
+                    spread = self._spread(numbers)
+                    clips = read_views(video, spread, self.clip, self.crops)
+                    times["times"] = frame_times(video, spread)
         except VideoError as error:
             item: Item = {"video": sample.video, "label": self._target(label), "error": str(error), "shape": self.shape}
             if self.blank:
                 item |= {"clips": self._gray(), "short": False, "seed": seed}
+                if not self.train:
+                    item["times"] = torch.full((self.clips, self.clip.frames), torch.nan)
             return item
         if self.augment is not None and self.train:
             clips = apply_to_batch(self.augment, clips[None], torch.tensor([seed]))[0]
         short = len(numbers) < self.clip.span
-        return {"video": sample.video, "label": self._target(label), "clips": clips, "short": short, "seed": seed}
+        target = self._target(label)
+        return {"video": sample.video, "label": target, "clips": clips, "short": short, "seed": seed, **times}
 
     def _open(self, path: str) -> WatchedReader:
         def open_known(*, cancelled: threading.Event) -> Reader:
@@ -212,6 +219,17 @@ def frame_numbers(video: Reader | WatchedReader, sample: Sample, fps: float | No
     return [part[number] for number in resample(len(part), info.fps, fps, times)]
 
 
+def frame_times(video: Reader | WatchedReader, clips: Sequence[Sequence[int]]) -> Tensor:
+    """Seconds from the first frame at which those of the clips are shown, (clips, T); nan where the video has no times.
+
+    clips: the frame numbers of each.
+    """
+    numbers = torch.tensor(clips)
+    if video.info.variable_rate and video.times is not None:
+        return torch.tensor(video.times)[numbers]
+    return numbers / (torch.nan if video.info.fps is None else video.info.fps)
+
+
 def mirror_label(label: Label, mirrored: Mapping[int, int]) -> Label:
     """The label of the mirror image: mirrored has the number of every class that becomes another.
 
@@ -261,7 +279,7 @@ def decoded_size(info: VideoInfo, short_side: int) -> tuple[int, int]:
 def collate(items: Sequence[Item]) -> dict[str, Any]:
     """A batch of items: clips uint8 (B, V, C, T, H, W), labels int64 (B,) or float32 (B, K), videos and seeds int64
     (B,), short and blank bool (B,), seed (one for what is random in a training step), unreadable [(video, message)],
-    and seconds (that reading all of them took).
+    seconds (that reading all of them took) and times (B, clips, T), which are empty in training.
 
     B counts the items with clips and may be 0; blank are those of them that could not be read. Where clips differ in
     size, or nothing can be read as things are, there is no batch but a dict of error, the message: raised in a worker
@@ -279,12 +297,14 @@ def collate(items: Sequence[Item]) -> dict[str, Any]:
         clips = default_collate([item["clips"] for item in shown])  # in a worker, straight into shared memory
     else:
         clips = torch.empty((0, *items[0]["shape"]), dtype=torch.uint8)
+    times = [item["times"] for item in shown if "times" in item]
     labels = torch.stack([torch.as_tensor(item["label"]) for item in items])
     return {
         "clips": clips,
         "labels": labels[["clips" in item for item in items]],
         "videos": torch.tensor([item["video"] for item in shown], dtype=torch.int64),
         "short": torch.tensor([item["short"] for item in shown], dtype=torch.bool),
+        "times": torch.stack(times) if times else torch.empty(0),
         "seeds": torch.tensor([item["seed"] for item in shown], dtype=torch.int64),
         "seed": batch_seed(item["seed"] for item in shown),
         "blank": torch.tensor(["error" in item for item in shown], dtype=torch.bool),
