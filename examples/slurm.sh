@@ -17,7 +17,7 @@
 # where it was; after a machine has failed, from the newest last.ckpt.
 set -uo pipefail
 runs=${RUNS:-runs/$SLURM_JOB_ID}
-options=("$@" --trainer.default_root_dir "$runs" --trainer.strategy ddp)
+options=(--trainer.strategy ddp "$@" --trainer.default_root_dir "$runs")
 options+=(--trainer.num_nodes "$SLURM_JOB_NUM_NODES" --trainer.devices "$SLURM_NTASKS_PER_NODE")
 # One way of requeueing: the one below, which goes by the exit code.
 options+=(--trainer.plugins lightning.pytorch.plugins.environments.SLURMEnvironment)

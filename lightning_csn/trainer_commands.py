@@ -165,7 +165,7 @@ class TrainerCommand(LightningCLI):
                 "--resume",
                 action="store_true",
                 help="Go on with DIR/last.ckpt, DIR being trainer.default_root_dir, if there is one: the same command "
-                "begins a run and goes on with it, as schedulers repeat it.",
+                "begins a run and goes on with it, as schedulers repeat it. Several machines need a DIR that all see.",
             )
             parser.add_argument(
                 "--save_minutes",

@@ -25,20 +25,23 @@ pytestmark = [
 
 def test_torchrun_trains_on_two_processes(split_folder, tmp_path):
     command = [str(EXAMPLES / "torchrun.sh"), *FIT, f"--data.root={split_folder}", "--trainer.max_epochs=1"]
+    command.append("--trainer.strategy=fsdp2")
     environment = os.environ | {"PROCESSES": "2", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     done = subprocess.run(["bash", *command], cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert torch.load(tmp_path / "runs" / "last.ckpt", weights_only=True)["global_step"] == 3  # of 12 videos, by 2 x 2
+    (config,) = (tmp_path / "runs").glob("version_*/config.yaml")
+    assert "strategy: fsdp2\n" in config.read_text()
 
 
 @pytest.mark.parametrize(("code", "requeued"), [(143, True), (0, False), (2, False)])
-def test_slurm_requeues_what_was_told_to_stop(tmp_path, code, requeued):
+def test_slurm_requeues_what_was_told_to_stop(tmp_path, capsys, code, requeued):
     for name in ("srun", "scontrol"):
         (tmp_path / name).write_text(f'#!/bin/sh\necho {name} "$@"\nexit {code if name == "srun" else 0}\n')
         (tmp_path / name).chmod(0o755)
     environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     environment |= {"SLURM_JOB_NUM_NODES": "2", "SLURM_NTASKS_PER_NODE": "8"}
-    command = ["bash", str(EXAMPLES / "slurm.sh"), "--data.root=videos"]
+    command = ["bash", str(EXAMPLES / "slurm.sh"), "--data.root=videos", "--trainer.strategy=fsdp2"]
     done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == code
     started, *after = done.stdout.splitlines()
@@ -46,6 +49,7 @@ def test_slurm_requeues_what_was_told_to_stop(tmp_path, code, requeued):
     words = started.split()
     assert words[:3] == ["srun", "lightning-csn", "fit"]
     assert main([*words[2:], "--print_config"]) == 0
+    assert "strategy: fsdp2\n" in capsys.readouterr().out
 
 
 def test_the_same_command_begins_a_run_and_goes_on_with_it(split_folder, tmp_path, capsys):
