@@ -575,7 +575,11 @@ class LitCSN(L.LightningModule):
 
     def _nothing_to_learn(self, clips: Tensor) -> Tensor:
         # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters,
-        # and each SyncBatchNorm of theirs for this one's part in the statistics.
+        # and each SyncBatchNorm of theirs for this one's part in the statistics: in the order in which they come from
+        # the network, so that it has to run, if with no clips.
+        if any(is_synchronised(norm) for norm in live_norms(self.network)):
+            nothing: Tensor = self.network(self.normalise(clips.flatten(0, 1))).sum()
+            return nothing
         if hasattr(self.network, "unshard"):  # Where it is sharded, they wait for it to run
             training = [module for module in self.network.modules() if module.training]
             self.network.eval()  # the statistics of BatchNorm are of videos alone
@@ -584,10 +588,7 @@ class LitCSN(L.LightningModule):
             for module in training:
                 module.training = True
             return idle
-        nothing = torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
-        if any(is_synchronised(norm) for norm in live_norms(self.network)):
-            nothing = nothing + self.network(self.normalise(clips.flatten(0, 1))).sum()  # of no clips
-        return nothing
+        return torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the videos of a batch by the mean over their views."""

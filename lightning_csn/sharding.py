@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
 
@@ -56,6 +57,8 @@ class ShardedStrategy(ModelParallelStrategy):
         module: Any = self.lightning_module
         if not hasattr(module, "network"):
             raise InputError(f"strategy {self.NAME} shards the network of a LitCSN; {type(module).__name__} has none")
+        if trainer.state.fn == TrainerFn.FITTING and self._layer_sync is not None:  # Lightning has it for ddp alone
+            self._layer_sync.apply(module.network)
         shard(module.network, self.device_mesh["data_parallel"])
         module.configure_model = lambda: None  # Lightning insists on a module with a way of its own to be sharded
         super().setup(trainer)

@@ -17,6 +17,7 @@ CASES = {  # options of LitCSN, of the Trainer, and the parts of the network tha
         ["stem", "stage1"],
     ),
     "bf16-mixed": ({}, {"precision": "bf16-mixed"}, []),
+    "synchronised": ({}, {"sync_batchnorm": True}, []),
 }
 SCRIPT = '''
 import json, os, sys
@@ -54,14 +55,15 @@ def loader(first, count, empty=None):
 
 
 class Curve(L.Callback):
-    """The loss of every step, over all processes; norms go by their running statistics, which do not move."""
+    """The loss of every step, over all processes; norms go by their running statistics, which do not move, unless they
+    are synchronised."""
 
-    def __init__(self):
-        self.losses = []
+    def __init__(self, synchronised):
+        self.losses, self.synchronised = [], synchronised
 
     def on_train_batch_start(self, trainer, module, *args):
         for part in module.network.modules():
-            if isinstance(part, torch.nn.BatchNorm3d):
+            if isinstance(part, torch.nn.BatchNorm3d) and not self.synchronised:
                 part.eval()
 
     def on_train_batch_end(self, trainer, module, outputs, *args):
@@ -82,7 +84,7 @@ def run(name, strategy, data, checkpoint=None, epochs=1):
     model = LitCSN("ircsn_tiny", num_classes=4, clip=CLIP, **{"lr": 0.02, "schedule": "constant"} | options)
     for part in frozen:
         model.network.get_submodule(part).requires_grad_(False)
-    curve = Curve()
+    curve = Curve("sync_batchnorm" in settings)
     trainer = make_trainer(strategy, max_epochs=epochs, callbacks=[curve], **settings)
     trainer.fit(model, data, ckpt_path=checkpoint, weights_only=True)
     return curve.losses, trainer, model
@@ -114,7 +116,8 @@ if devices == 2:
     for strategy in ("ddp", "fsdp2"):
         train_all(strategy)
         go_on(strategy, "auto")
-        results[f"{strategy}, nothing readable"] = run("plain", strategy, loader(0, 3, empty=1))[0]
+        for name in ("plain", "synchronised"):
+            results[f"{strategy}, {name}, nothing readable"] = run(name, strategy, loader(0, 3, empty=1))[0]
 else:
     for source in ("auto", "ddp", "fsdp2"):
         go_on("auto", source)
@@ -167,8 +170,9 @@ def test_the_test_number_is_exact(results, strategy):
     assert found["test_videos"] == 8
 
 
-def test_a_process_that_can_read_nothing_does_not_hold_up_the_others(results):
-    whole, sharded = results["ddp, nothing readable"], results["fsdp2, nothing readable"]
+@pytest.mark.parametrize("case", ["plain", "synchronised"])
+def test_a_process_that_can_read_nothing_does_not_hold_up_the_others(results, case):
+    whole, sharded = (results[f"{strategy}, {case}, nothing readable"] for strategy in ("ddp", "fsdp2"))
     assert len(whole) == 3
     assert sharded == pytest.approx(whole, abs=1e-5)
 
