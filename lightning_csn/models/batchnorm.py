@@ -329,7 +329,7 @@ def measure_statistics(network: nn.Module, batches: Iterable[Tensor], names: Col
     for norm in norms:
         norm.train()
     hooks = [norm.register_forward_pre_hook(add) for norm in norms]
-    # A compiled network knows nothing of these hooks, and a fused block would say that it cannot run fused.
+    # A compiled network would be compiled anew for these hooks, and a fused block would say that it cannot run fused.
     eager = torch.compiler.set_stance("force_eager") if hasattr(torch.compiler, "set_stance") else nullcontext()
     plain = "triton" if depthwise._backend == "fused" else depthwise._backend
     clips = 0
