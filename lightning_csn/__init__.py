@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from lightning_csn.models.checkpoints import list_checkpoints, load_network
     from lightning_csn.models.network import create_network, list_networks
     from lightning_csn.module import LitCSN
+    from lightning_csn.precise_bn import PreciseBatchNorm
     from lightning_csn.predict import classify
     from lightning_csn.unfreezing import GradualUnfreezing
 
@@ -28,6 +29,7 @@ _HOME = {
     "GradualUnfreezing": "unfreezing",
     "InputError": "errors",
     "LitCSN": "module",
+    "PreciseBatchNorm": "precise_bn",
     "VideoDataModule": "datamodule",
     "classify": "predict",
     "create_network": "models.network",
@@ -42,6 +44,7 @@ __all__ = [
     "GradualUnfreezing",
     "InputError",
     "LitCSN",
+    "PreciseBatchNorm",
     "VideoDataModule",
     "classify",
     "create_network",
