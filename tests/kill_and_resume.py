@@ -3,10 +3,10 @@
     python tests/kill_and_resume.py FOLDER --kills 50
 
 Final weights, their averages, the optimiser's and the scheduler's state and the curves have to be equal to the last
-bit. Training has all that is random in it: order, clips, mirror images, RandAugment, erasing, MixUp and CutMix, dropout
-and drop path. The moments are drawn: while the program starts, while it trains or validates, and while it writes a
-checkpoint, which is done after every step and copied from another file system where there is one, so that it takes a
-while.
+bit. Training has all that is random in it: order, balanced classes, clips, mirror images, RandAugment, erasing, MixUp
+and CutMix, dropout and drop path; and parts to be unfrozen and precise statistics. The moments are drawn: while the
+program starts, while it trains or validates, and while it writes a checkpoint, which is done after every step and
+copied from another file system where there is one, so that it takes a while.
 
 test_kill_and_resume.py does it with few kills.
 """
@@ -38,7 +38,11 @@ OPTIONS = [
     "--model.mixup=0.4",
     "--model.cutmix=1.0",
     "--model.lr=0.05",
+    "--model.layer_decay=0.75",
+    "--model.class_weights=balanced",
     "--model.warmup_epochs=0.5",
+    "--ema=0.9",
+    "--data.balance=0.5",
     "--data.batch_size=4",
     "--data.augment=randaugment",
     "--data.erasing=0.25",
@@ -48,8 +52,11 @@ OPTIONS = [
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
+    "--trainer.callbacks+=lightning_csn.GradualUnfreezing",
+    "--trainer.callbacks.epochs=1",
+    "--trainer.callbacks+=lightning_csn.PreciseBatchNorm",
+    "--trainer.callbacks.batches=1",
     "--save_minutes=0",
-    "--ema=0.9",
 ]
 MOMENTS = ("start", "training", "writing")
 
