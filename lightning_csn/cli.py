@@ -133,6 +133,8 @@ def run_classify(args: Namespace) -> int:
             f"{DEFAULT_MODEL} only knows eight kinds of motion; "
             f"for the 400 activities of Kinetics: --model {KINETICS_MODEL}"
         )
+    if answers is not None and answers.path.exists():
+        note(f"{args.output} is there already, and will be replaced when all videos are answered")
     keep_memory()
     model = LitCSN.from_pretrained(args.model).to(device)
     if isinstance(model.network, ExportedNetwork):

@@ -50,6 +50,7 @@ class Teacher:
             torch.tensor(values).view(-1, 1, 1, 1) for values in (clip.mean, clip.std, own.mean, own.std)
         )
         self._scale, self._shift = std / own_std, (mean - own_mean) / own_std
+        _log.info("teacher: %s, %s, of the same %d classes", source, loaded.network.architecture, num_classes)
         other = [line for line in own.differences(clip) if line.split()[0] not in ("mean", "std")]
         if other:
             _log.warning("the teacher sees clips of the model, which are not as its own (%s)", "; ".join(other))

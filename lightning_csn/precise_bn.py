@@ -20,7 +20,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from lightning_csn.data.order import TrainOrder
 from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, check_count
-from lightning_csn.models.batchnorm import is_live, measure_statistics, sync_norms, unsync_norms
+from lightning_csn.models.batchnorm import (
+    FrozenBatchNorm3d,
+    is_batch_norm,
+    is_live,
+    measure_statistics,
+    sync_norms,
+    unsync_norms,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -74,8 +81,15 @@ class PreciseBatchNorm(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """InputError for training data that cannot be read a second time."""
+        """Say what is done; InputError for training data that cannot be read a second time."""
         aside(trainer.train_dataloader)
+        if not trainer.is_global_zero:
+            return
+        if all(isinstance(norm, FrozenBatchNorm3d) for norm in pl_module.modules() if is_batch_norm(norm)):
+            _log.warning("PreciseBatchNorm has nothing to count: every BatchNorm is frozen (freeze_bn)")
+        else:
+            batches = f"{self.batches} batch{'es' * (self.batches != 1)}"
+            _log.info("statistics of BatchNorm are counted anew before each validation, over up to %s", batches)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int

@@ -270,3 +270,14 @@ def test_what_it_cannot_work_with_is_refused():
         PreciseBatchNorm().setup(SimpleNamespace(strategy=FSDPStrategy()), None, "fit")
     with pytest.raises(InputError, match="needs a torch DataLoader to train from, got list"):
         PreciseBatchNorm().on_train_start(SimpleNamespace(train_dataloader=[make_batch(range(8))]), None)
+
+
+def test_it_says_what_it_does_and_that_it_does_nothing(make_trainer, caplog):
+    for freeze_bn, level, said in (
+        ("none", "INFO", "counted anew before each validation, over up to 1 batch"),
+        ("stats", "WARNING", "nothing to count: every BatchNorm is frozen"),
+    ):
+        caplog.clear()
+        with caplog.at_level("INFO", "lightning_csn"):
+            make_trainer(PreciseBatchNorm(1), max_steps=1).fit(make_model(freeze_bn=freeze_bn), one_batch())
+        assert [one.levelname for one in caplog.records if said in one.message] == [level]
