@@ -41,6 +41,20 @@ class WholeCheckpoint(ModelCheckpoint):
         """That of ModelCheckpoint, as checkpoints have it that were written before there was this class."""
         return super().state_key.replace(WholeCheckpoint.__qualname__, ModelCheckpoint.__qualname__, 1)
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """One name for the folder, whether a run begins there or goes on: Lightning compares names, and would take the
+        file that it has just written for an older one elsewhere, and remove it.
+        """
+        super().setup(trainer, pl_module, stage)
+        self.dirpath = real_path(self.dirpath)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As ModelCheckpoint, with paths of one form: those of a run in ./runs are relative, or were once."""
+        known = {real_path(path): score for path, score in state_dict.get("best_k_models", {}).items()}
+        paths = ("dirpath", "best_model_path", "kth_best_model_path", "last_model_path")
+        real = {name: real_path(state_dict[name]) for name in paths if name in state_dict}
+        super().load_state_dict(state_dict | {"best_k_models": known} | real)
+
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         """As ModelCheckpoint, but beside its place, then renamed: Lightning writes into the system's temporary folder,
         from which, on another disk, a file is copied over the one that is there.
@@ -315,6 +329,11 @@ def link(file: Path, path: Path) -> None:
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def real_path(path: Any) -> Any:
+    """A path in full, without links; what is none (None, "", an address) as it is."""
+    return os.path.realpath(path) if path and "://" not in str(path) else path
 
 
 def write_through(path: str) -> None:

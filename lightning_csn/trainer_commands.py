@@ -486,8 +486,8 @@ def folder_of_run(checkpoint: Mapping[str, Any], root: str) -> str | None:
     """Where the run of a checkpoint keeps its checkpoints, if that is still there and below `root`."""
     for name, state in checkpoint.get("callbacks", {}).items():
         if name.startswith(LastCheckpoint.__name__):
-            folder = Path(state["dirpath"]).absolute()
-            return str(folder) if folder.is_dir() and folder.is_relative_to(Path(root).absolute()) else None
+            folder = Path(state["dirpath"]).resolve()
+            return str(folder) if folder.is_dir() and folder.is_relative_to(Path(root).resolve()) else None
     return None
 
 

@@ -195,3 +195,28 @@ def test_a_test_that_is_stopped_says_what_is_kept(split_folder, tmp_path, seen, 
     assert main(["test", *options]) == 0
     assert sum(len(videos) for *_, videos in batches) == 9 - done
     assert [path.name for path in tmp_path.iterdir() if "scores" in path.name] == ["scores.npz"]
+
+
+def test_a_run_whose_folder_has_a_relative_name_goes_on_and_is_kept(split_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.root={split_folder}", *SMALL, *FIT, "--trainer.limit_train_batches=2", "--resume"]
+    assert main(["fit", *options, "--trainer.max_epochs=1"]) == 0
+    assert main(["fit", *options]) == 0  # without "the dirpath has changed", a warning of ModelCheckpoint
+    assert torch.load(Path("runs", "last.ckpt"), weights_only=True)["global_step"] == 4
+    assert sorted(path.name for path in Path("runs").glob("version_*/checkpoints/last*")) == ["last.ckpt"]
+
+
+def test_a_run_goes_on_whose_checkpoint_holds_relative_paths(split_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    options = [f"--data.root={split_folder}", *SMALL, *FIT, "--trainer.limit_train_batches=2"]
+    assert main(["fit", *options, "--trainer.max_epochs=1"]) == 0
+    checkpoint = torch.load(Path("runs", "last.ckpt"), weights_only=True)
+    for state in checkpoint["callbacks"].values():  # as they were written at first
+        for name in [name for name in state if name.endswith("path")]:
+            state[name] = state[name] and os.path.relpath(state[name])
+        if "best_k_models" in state:
+            state["best_k_models"] = {os.path.relpath(path): score for path, score in state["best_k_models"].items()}
+    torch.save(checkpoint, Path("runs", "last.ckpt"))
+    assert main(["fit", *options, "--ckpt_path=runs/last.ckpt"]) == 0
+    assert torch.load(Path("runs", "last.ckpt"), weights_only=True)["global_step"] == 4
+    assert len(list(Path("runs").glob("version_*/checkpoints/epoch*"))) == 1  # the best of both
