@@ -1,4 +1,4 @@
-"""README.md and DATA.md: their commands run, their table and the files that they name are what there is."""
+"""README.md, DATA.md and FINETUNE.md: their commands run, and their table and files are what there is."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from lightning_csn.models.network import create_network
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "DATA.md")}
+PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "DATA.md", "FINETUNE.md")}
 BLOCKS = {
     name: re.findall(r"^```(bash|python)( internet| gpu)?\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     for name, text in PAGES.items()
@@ -52,6 +52,17 @@ def test_every_block_of_the_page_on_data_runs(tmp_path):
     run_blocks("DATA.md", tmp_path)
     assert (tmp_path / "packed" / "index.json").is_file()
     assert "<html" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_every_block_of_the_page_on_fine_tuning_runs(tmp_path):
+    run_blocks("FINETUNE.md", tmp_path)
+    assert json.loads((tmp_path / "probed" / "config.json").read_text())["architecture"] == "ircsn_tiny"
+    assert torch.load(tmp_path / "runs" / "last.ckpt", weights_only=True)["epoch"] == 1  # the second, gone on with
+
+
+def test_the_page_on_fine_tuning_names_every_recipe():
+    linked = set(re.findall(r"\]\((examples/[^)]+\.yaml)\)", PAGES["FINETUNE.md"]))
+    assert linked == {f"examples/{path.name}" for path in (ROOT / "examples").glob("*.yaml")}
 
 
 @pytest.mark.parametrize("line", ONLINE)
