@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import yaml
 from nbclient import NotebookClient
 
 from lightning_csn.cli import main
+from lightning_csn.models.network import create_network
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGS = sorted(EXAMPLES.glob("*.yaml"))
@@ -68,3 +70,23 @@ def test_the_demo_ends_in_a_summary(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "--- summary" in done.stdout
     assert (tmp_path / "demo" / "answers.png").stat().st_size > 10_000
+
+
+@pytest.mark.filterwarnings("ignore:.*does not have many workers")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec")
+@pytest.mark.filterwarnings("ignore:The number of training batches")
+@pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
+def test_the_comparison_of_the_paper_counts_what_its_table_says(tmp_path, capsys):
+    compare = runpy.run_path(str(EXAMPLES / "paper_in_small.py"))["main"]
+    plot = tmp_path / "plot.png"
+    compare([str(tmp_path), "--train=2", "--test=1", "--epochs=1", "--seeds=1", f"--plot={plot}"])
+    runs = json.loads((tmp_path / "results.json").read_text())
+    assert [run["architecture"] for run in runs] == ["resnet3d_tiny", "ipcsn_tiny", "ircsn_tiny"]
+    assert all(16 * run["train"] == int(16 * run["train"]) and 8 * run["test"] == int(8 * run["test"]) for run in runs)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "+-" in line]
+    for row, run in zip(rows, runs, strict=True):
+        parameters = sum(p.numel() for p in create_network(run["architecture"], num_classes=8).parameters())
+        assert row[1] == f"{parameters / 1e6:.2f}"
+        assert [row[3], row[6]] == [f"{100 * run[split]:.1f}" for split in ("train", "test")]
+        assert float(row[9]) == pytest.approx(float(row[3]) - float(row[6]), abs=0.11)
+    assert plot.stat().st_size > 10_000
