@@ -615,3 +615,11 @@ def test_a_file_of_the_table_is_parsed_as_one() -> None:
         format="mmaction2",
         bytes=133_006_791,
     )
+
+
+def test_a_record_that_does_not_say_how_frames_are_sampled_means_clips():
+    record = find_checkpoint("ircsn_tiny_motion").to_dict()
+    record["clip"].pop("sampling", None)
+    assert Checkpoint.from_dict(record).clip_spec().sampling == "clip"
+    record["clip"]["sampling"] = "segments"
+    assert Checkpoint.from_dict(record).clip_spec().sampling == "segments"

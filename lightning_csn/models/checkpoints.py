@@ -54,6 +54,10 @@ logger = logging.getLogger(__name__)
 
 WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 CLIP_FIELDS = tuple(spec.name for spec in dataclasses.fields(ClipSpec))
+# Of records that do not say it: all that were published, and those written before there was such a field.
+CLIP_DEFAULTS = {
+    spec.name: spec.default for spec in dataclasses.fields(ClipSpec) if spec.default is not dataclasses.MISSING
+}
 METADATA_KEY = "lightning_csn"  # of the record inside model.safetensors, so that the file alone is enough
 AVERAGING_KEY = "ema"  # of a Lightning checkpoint whose weights are averages
 
@@ -109,7 +113,9 @@ class Checkpoint:
         values["files"] = [WeightsFile(**_checked_fields(WeightsFile, "one of files", file)) for file in files]
         checkpoint = cls(**_checked_fields(cls, "a checkpoint", values))
         clip = _clip_values(checkpoint.clip)
-        checkpoint = dataclasses.replace(checkpoint, clip={name: clip.get(name) for name in CLIP_FIELDS})
+        checkpoint = dataclasses.replace(
+            checkpoint, clip={name: clip.get(name, CLIP_DEFAULTS.get(name)) for name in CLIP_FIELDS}
+        )
         if checkpoint.classes is not None and len(checkpoint.classes) != checkpoint.num_classes:
             raise InputError(f"{checkpoint.num_classes} classes, but {len(checkpoint.classes)} names")
         return checkpoint
