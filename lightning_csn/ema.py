@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from torch import Tensor
 
 from lightning_csn.errors import InputError, check_count, check_number
 from lightning_csn.models.checkpoints import AVERAGING_KEY
+from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -93,8 +93,7 @@ class EMA(EMAWeightAveraging):
         self._average_model, self._kept = None, {}
         if stage != "fit":
             return
-        whole = isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy)
-        if not whole or isinstance(trainer.strategy, DeepSpeedStrategy):
+        if not holds_whole_weights(trainer.strategy):
             raise InputError(
                 f"EMA needs whole weights on every device, which {type(trainer.strategy).__name__} cuts into pieces; "
                 "train with --trainer.strategy ddp, or without EMA"

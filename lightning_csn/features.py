@@ -24,7 +24,6 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from torch import Tensor, nn
 
 from lightning_csn import __version__
@@ -40,6 +39,7 @@ from lightning_csn.models.network import ResNet3D
 from lightning_csn.module import LitCSN
 from lightning_csn.runner import ExportedNetwork, is_export, versions_of
 from lightning_csn.scores import hash_weights
+from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -366,7 +366,7 @@ class FeatureExtractor(L.LightningModule):
 
     def on_predict_start(self) -> None:
         """Take the quick form where it is one."""
-        whole = isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy)  # the weights lie here
+        whole = holds_whole_weights(self.trainer.strategy)
         plain = str(self.trainer.precision) == "32-true" and cannot_pack(self.device.type, torch.float32) is None
         if whole and plain and not self.exact:
             try:

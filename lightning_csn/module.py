@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import TorchSyncBatchNorm
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor, nn
 
@@ -50,6 +49,7 @@ from lightning_csn.models.network import ResNet3D, check_options, create_network
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
 from lightning_csn.precise_bn import SyncNorms
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
+from lightning_csn.sharding import holds_whole_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -445,9 +445,7 @@ class LitCSN(L.LightningModule):
         trainer = self._trainer
         if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
             return True
-        return trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING) and isinstance(
-            trainer.strategy, SingleDeviceStrategy | DDPStrategy
-        )
+        return trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING) and holds_whole_weights(trainer.strategy)
 
     def normalise(self, clips: Tensor) -> Tensor:
         """uint8 clips (N, C, T, H, W) as the network takes them; float clips are taken to be so already."""

@@ -12,7 +12,6 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import LayerSync
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,6 +27,7 @@ from lightning_csn.models.batchnorm import (
     sync_norms,
     unsync_norms,
 )
+from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class PreciseBatchNorm(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """InputError for strategies under which the network cannot be run by itself."""
         self._counted = None
-        if stage == "fit" and not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if stage == "fit" and not holds_whole_weights(trainer.strategy):
             raise InputError(
                 f"PreciseBatchNorm works on one device and with DDP, not with {type(trainer.strategy).__name__}, under "
                 "which a process holds only a part of the weights; leave it out, or take strategy ddp"

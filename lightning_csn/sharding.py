@@ -12,7 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
 from lightning.pytorch.trainer.states import TrainerFn
 from torch import nn
 from torch.optim import Optimizer
@@ -108,6 +114,17 @@ class ShardedStrategy(ModelParallelStrategy):
     def _whole_module(self) -> nn.Module:
         assert self.model is not None
         return self.model
+
+
+def holds_whole_weights(strategy: object) -> bool:
+    """Whether every process has all weights for itself: on one device, and under DDP.
+
+    >>> from lightning.pytorch.strategies import DDPStrategy
+    >>> holds_whole_weights(DDPStrategy()), holds_whole_weights(ShardedStrategy())
+    (True, False)
+    """
+    # DeepSpeed's is a DDPStrategy, but spreads what it trains.
+    return isinstance(strategy, SingleDeviceStrategy | DDPStrategy) and not isinstance(strategy, DeepSpeedStrategy)
 
 
 def shard(network: ResNet3D, mesh: DeviceMesh) -> None:

@@ -12,12 +12,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from lightning_csn.errors import InputError, check_number
 from lightning_csn.optimizer import PARTS, part_of
+from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class GradualUnfreezing(Callback):
         """Freeze all but the head, before DDP looks for what there is to average."""
         if stage != "fit":
             return
-        if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+        if not holds_whole_weights(trainer.strategy):
             raise InputError(
                 f"GradualUnfreezing works on one device and under DDP; {type(trainer.strategy).__name__} puts "
                 "parameters together that are frozen at different times; use stage_lrs of LitCSN with 0 for parts that "

@@ -4,10 +4,16 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from lightning.pytorch.strategies import DeepSpeedStrategy
 
 from lightning_csn.cli import main
+from lightning_csn.ema import EMA
+from lightning_csn.errors import InputError
+from lightning_csn.precise_bn import PreciseBatchNorm
+from lightning_csn.unfreezing import GradualUnfreezing
 
 CASES = {  # options of LitCSN, of the Trainer, and the parts of the network that do not learn
     "plain": ({}, {}, []),
@@ -182,3 +188,13 @@ def test_the_command_line_shards_and_says_what_shards_on_a_cpu(split_folder, tmp
     assert main([*options, "--trainer.strategy=fsdp", f"--trainer.default_root_dir={tmp_path}"]) == 2
     said = capsys.readouterr()
     assert "--trainer.strategy fsdp2" in said.out + said.err
+
+
+@pytest.mark.parametrize(
+    "callback", [EMA(), PreciseBatchNorm(), GradualUnfreezing()], ids=lambda one: type(one).__name__
+)
+def test_callbacks_that_need_whole_weights_refuse_deepspeed(callback):
+    """Which is a DDPStrategy by its type."""
+    strategy = DeepSpeedStrategy.__new__(DeepSpeedStrategy)  # without the package that it needs to run
+    with pytest.raises(InputError, match="DeepSpeedStrategy"):
+        callback.setup(SimpleNamespace(strategy=strategy), None, "fit")
