@@ -753,7 +753,7 @@ def test_a_lightning_checkpoint_is_plain_and_comes_back_without_the_loader(tmp_p
     assert hparams["architecture"] == "ircsn_tiny"
     assert hparams["classes"] == ["a", "b"]
     assert hparams["network"]["dropout"] == 0.5
-    assert hparams["clip"] == CLIP | {"step": 3}
+    assert hparams["clip"] == CLIP | {"step": 3, "sampling": "clip"}
 
     def load(*args, **kwargs):
         raise AssertionError("a reload must not ask for the pretrained weights")
@@ -896,7 +896,7 @@ def test_what_is_known_of_weights_stays_true_when_they_are_trained_further(tmp_p
     model.save_pretrained(tmp_path / "copy")
     copy = checkpoints.load(tmp_path / "copy").checkpoint
     assert copy.measured == record.measured
-    assert copy.clip == CLIP | {"step": 1}
+    assert copy.clip == CLIP | {"step": 1, "sampling": "clip"}
     make_trainer(fast_dev_run=True).fit(model, loader(TRAIN[0]))
     model.save_pretrained(tmp_path / "trained")
     trained = checkpoints.load(tmp_path / "trained").checkpoint
