@@ -546,7 +546,7 @@ def versions() -> dict[str, Any]:
     import av
     import torch
 
-    from lightning_csn.benchmark import machine
+    from lightning_csn.benchmark_machine import machine
 
     found: dict[str, Any] = {"av": av.__version__, "av_ffmpeg": getattr(av, "ffmpeg_version_info", None)}
     for name in ("decord", "torchcodec"):

@@ -1,4 +1,4 @@
-"""benchmark.py: what it measures and says, on a tiny network; never how long anything took."""
+"""benchmark.py and what it is made of: what it measures and says, on a tiny network; never how long anything took."""
 
 import importlib.util
 import json
@@ -9,8 +9,17 @@ import pytest
 import torch
 from torch._dynamo.exc import BackendCompilerFailed
 
-from lightning_csn import benchmark
+from lightning_csn import (
+    benchmark,
+    benchmark_layers,
+    benchmark_machine,
+    benchmark_report,
+    benchmark_settings,
+    benchmark_ways,
+)
 from lightning_csn.benchmark import largest
+from lightning_csn.benchmark_settings import Settings
+from lightning_csn.benchmark_ways import Way
 from lightning_csn.cli import main, make_parser
 from lightning_csn.errors import InputError
 from lightning_csn.models import depthwise, fold
@@ -24,11 +33,9 @@ TINY = ["--device=cpu", "--architecture=ircsn_tiny", "--clip=2x32x32", "--batch=
 def rates_of_a_small_copy(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr(
-        benchmark,
-        "rates_of",
-        lambda settings, device: benchmark.measure_rates(settings, device, copied=2**16, side=32),
-    )
+    original = benchmark_machine.measure_rates
+    small = {"copied": 2**16, "side": 32}
+    monkeypatch.setattr(benchmark_machine, "measure_rates", lambda *args, **_: original(*args, **small))
     yield
     torch.set_num_threads(threads)
 
@@ -140,7 +147,7 @@ def test_exported_files_are_measured_in_their_runtimes(form, capsys):
 @pytest.mark.parametrize(
     ("options", "missing", "found"),
     [
-        ([], (), list(benchmark.FORMS)),
+        ([], (), list(benchmark_settings.FORMS)),
         ([], ("nncf",), ["folded", "compiled", "bf16", "int8", "onnxruntime", "openvino"]),
         ([], ("onnx", "openvino"), ["folded", "compiled", "bf16", "int8"]),
         (["--clip=2x32x48"], (), ["folded", "compiled", "bf16", "int8"]),
@@ -157,9 +164,9 @@ def test_forms_are_those_that_can_run(options, missing, found, monkeypatch):
     args = make_parser().parse_args(["benchmark", "infer", *TINY, *options])
     if isinstance(found, str):
         with pytest.raises(InputError, match=found):
-            benchmark.check(args)
+            benchmark_settings.check(args)
     else:
-        assert list(benchmark.check(args)[0].forms) == found
+        assert list(benchmark_settings.check(args)[0].forms) == found
 
 
 def test_floor_of_training_is_three_times_that_of_inference(capsys):
@@ -170,11 +177,11 @@ def test_floor_of_training_is_three_times_that_of_inference(capsys):
 
 def test_options_reach_the_network_and_half_the_bytes_are_half_the_floor(capsys, monkeypatch):
     made = []
-    original = benchmark.make_step
-    monkeypatch.setattr(benchmark, "make_step", lambda way, *rest: made.append(way) or original(way, *rest))
+    original = benchmark_ways.make_step
+    monkeypatch.setattr(benchmark_ways, "make_step", lambda way, *rest: made.append(way) or original(way, *rest))
     options = ["--precision=bf16", "--backend=taps", "--checkpointing", "1", "3", "--against", "eager"]
     half = run_json(capsys, "train", *options)
-    assert made[0] == benchmark.Way("ours", "taps", "channels_last", checkpointing=(1, 3))
+    assert made[0] == Way("ours", "taps", "channels_last", checkpointing=(1, 3))
     assert {way.checkpointing for way in made[1:]} == {()}
     assert half["ways"][0]["path"] == "taps"
     assert 2 * half["floor"]["bytes"] == run_json(capsys, "train", "--against")["floor"]["bytes"]
@@ -183,11 +190,11 @@ def test_options_reach_the_network_and_half_the_bytes_are_half_the_floor(capsys,
 def test_training_steps_train_and_inference_leaves_the_network_as_it_is():
     args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
     args |= {"layout": "contiguous", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
-    cpu, way = torch.device("cpu"), benchmark.Way("ours", "auto", "contiguous")
-    step = benchmark.make_step(way, benchmark.Settings(kind="train", repeats=1, device="cpu", **args), cpu)
+    cpu, way = torch.device("cpu"), Way("ours", "auto", "contiguous")
+    step = benchmark_ways.make_step(way, Settings(kind="train", repeats=1, device="cpu", **args), cpu)
     losses = [step().item() for _ in range(4)]
     assert losses[-1] < losses[0]
-    forward = benchmark.make_step(way, benchmark.Settings(kind="infer", repeats=1, device="cpu", **args), cpu)
+    forward = benchmark_ways.make_step(way, Settings(kind="infer", repeats=1, device="cpu", **args), cpu)
     first, second = forward(), forward()
     assert not first.requires_grad
     assert torch.equal(first, second)
@@ -207,14 +214,14 @@ def test_the_plain_network_is_compiled_in_its_better_layout_and_a_missing_compil
 
     monkeypatch.setattr(torch, "compile", fails)
     monkeypatch.setattr(benchmark, "seconds_of", lambda f, *_: {"contiguous": 1.0}.get(getattr(f, "layout", ""), 2.0))
-    original = benchmark.make_step
+    original = benchmark_ways.make_step
 
     def labelled(way, *rest):
         step = original(way, *rest)
         step.layout = way.layout
         return step
 
-    monkeypatch.setattr(benchmark, "make_step", labelled)
+    monkeypatch.setattr(benchmark_ways, "make_step", labelled)
     result = run_json(capsys, "train")
     way = result["ways"][-1]
     assert (way["name"], way["layout"]) == ("plain compiled", "contiguous")
@@ -268,13 +275,13 @@ def test_batches_that_do_not_fit_are_told_apart_from_those_that_do(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
         return lambda: None
 
-    monkeypatch.setattr(benchmark, "make_step", too_large)
+    monkeypatch.setattr(benchmark_ways, "make_step", too_large)
     args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
     args |= {"layout": "contiguous", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
-    settings = benchmark.Settings(kind="train", repeats=1, device="cpu", **args)
+    settings = Settings(kind="train", repeats=1, device="cpu", **args)
     result = benchmark.find_batches(settings, torch.device("cpu"), against=["eager"])
     assert [way["largest_batch"] for way in result["ways"]] == [6, 3, 3]
-    assert "LARGEST BATCH" in benchmark.as_text(result)
+    assert "LARGEST BATCH" in benchmark_report.as_text(result)
 
 
 def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monkeypatch, tmp_path):
@@ -294,7 +301,8 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
                 original(*args, **{**options, "tile": launch.Tile(2, planes=2)})
 
         monkeypatch.setattr(launch, name, once)
-    monkeypatch.setattr(benchmark, "kernel_seconds", lambda f, *_: f() or 1.0 / (1 + next(turn)))  # the last one wins
+    # The last one wins.
+    monkeypatch.setattr(benchmark_layers, "kernel_seconds", lambda f, *_: f() or 1.0 / (1 + next(turn)))
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
     launch.measured_tiles.cache_clear()
     result = run_json(capsys, "train", "--tune", "--batch=1")
@@ -307,7 +315,7 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     assert len(kept) == len(kernels)
     assert list(kept.values()) == [row["tile"] for row in result["kernels"]]
     assert all(row["best_ms"] <= row["default_ms"] for row in result["kernels"])
-    assert "kept in" in benchmark.as_text(result)
+    assert "kept in" in benchmark_report.as_text(result)
     launch.measured_tiles.cache_clear()
 
 
@@ -351,11 +359,11 @@ def cannot_allocate(*_, **__):
 
 
 def test_too_little_memory_is_a_reason_on_a_cpu_too(capsys, monkeypatch):
-    monkeypatch.setattr(benchmark, "make_step", cannot_allocate)
+    monkeypatch.setattr(benchmark_ways, "make_step", cannot_allocate)
     result = run_json(capsys, "train", "--against")
     assert result["ways"][0]["error"].startswith("out of memory: [enforce fail")
     assert "ms_per_step" not in result["ways"][0]
-    monkeypatch.setattr(benchmark, "layer_tensors", cannot_allocate)
+    monkeypatch.setattr(benchmark_layers, "layer_tensors", cannot_allocate)
     assert main(["benchmark", "train", *TINY, "--layers"]) == 2
     assert "out of memory: [enforce fail" in capsys.readouterr().err
 
@@ -368,18 +376,18 @@ def test_options_of_training_are_not_those_of_inference(capsys):
 
 
 def test_backends_are_those_of_the_networks():
-    assert benchmark.BACKENDS == depthwise.BACKENDS
+    assert benchmark_settings.BACKENDS == depthwise.BACKENDS
 
 
 @pytest.mark.parametrize("chosen", ["triton", "reference"])  # on a GPU, elsewhere
 def test_path_is_called_fused_only_where_blocks_are(chosen, monkeypatch):
     monkeypatch.setattr(depthwise, "choose_way", lambda *_: chosen)
-    monkeypatch.setattr(benchmark, "depthwise_layers", lambda *_: [object()])
+    monkeypatch.setattr(benchmark_ways, "depthwise_layers", lambda *_: [object()])
     args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
     args |= {"layout": "channels_last", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
-    settings = benchmark.Settings(kind="train", repeats=1, device="cpu", **args)
+    settings = Settings(kind="train", repeats=1, device="cpu", **args)
     paths = [
-        benchmark.path_of(benchmark.Way("ours", backend, "channels_last"), settings, torch.device("cpu"))
+        benchmark_ways.path_of(Way("ours", backend, "channels_last"), settings, torch.device("cpu"))
         for backend in ("auto", "triton", "fused")
     ]
     assert paths == [chosen, chosen, "fused" if chosen == "triton" else chosen]

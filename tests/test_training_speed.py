@@ -151,7 +151,8 @@ def test_losses_in_bf16_are_within_the_spread_of_two_plain_runs(name, clip, lr, 
 
 @needs_cuda
 def test_a_step_in_a_cuda_graph_learns_what_the_eager_one_learns():
-    from lightning_csn.benchmark import WARM_UP, Settings, Way, make_step
+    from lightning_csn.benchmark_settings import Settings
+    from lightning_csn.benchmark_ways import WARM_UP, Way, make_step
 
     settings = Settings(
         kind="train",

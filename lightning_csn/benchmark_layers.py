@@ -1,0 +1,167 @@
+"""`lightning-csn benchmark train --layers` and `--tune`: every depthwise layer alone, and its kernels' tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
+
+from lightning_csn.benchmark_machine import kernel_seconds, machine, rates_of
+from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
+from lightning_csn.benchmark_ways import path_of, ways_of
+from lightning_csn.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from lightning_csn.models.roofline import Layer
+
+
+def measure_layers(
+    settings: Settings, device: torch.device, *, tell: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
+    """Forward and backward of each kind of depthwise layer: ours, and nn.Conv3d in both layouts.
+
+    Bytes: input and output once for the forward pass, and as many for each of the two gradients.
+    """
+    rates = rates_of(settings, device)
+    rows = []
+    totals: dict[str, float] = {"ours": 0.0, **dict.fromkeys(LAYOUTS, 0.0)}
+    for layer in depthwise_layers(settings.architecture, settings.clip):
+        tell(f"{layer.channels} channels, {layer.sizes_in} to {layer.sizes}")
+        moved = layer.elements * settings.batch * settings.element_bytes
+        ways = {"ours": (settings.backend, settings.layout), **{layout: ("reference", layout) for layout in LAYOUTS}}
+        row: dict[str, Any] = {
+            "channels": layer.channels,
+            "sizes_in": list(layer.sizes_in),
+            "sizes": list(layer.sizes),
+            "count": layer.count,
+            "bytes_forward": moved,
+        }
+        for name, (backend, layout) in ways.items():
+            forward, backward = layer_seconds(layer, backend, layout, settings, device)
+            totals[name] += layer.count * (forward + backward)
+            row[name] = {
+                "forward_us": 1e6 * forward,
+                "backward_us": 1e6 * backward,
+                "forward_share_of_copy": moved / forward / rates["copy_bytes_per_second"],
+                "backward_share_of_copy": 2 * moved / backward / rates["copy_bytes_per_second"],
+            }
+        rows.append(row)
+    return {
+        "benchmark": "layers",
+        "settings": {**asdict(settings), "clip": list(settings.clip), "checkpointing": []},
+        "path": path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend)), settings, device),
+        "machine": machine(device),
+        "rates": rates,
+        "layers": rows,
+        "total_ms": {name: 1e3 * seconds for name, seconds in totals.items()},
+        "ratios": {"plain eager": {"speed": min(totals[layout] for layout in LAYOUTS) / totals["ours"]}},
+    }
+
+
+def unfused(backend: str) -> str:
+    """A layer alone has no block around it that it could be fused with."""
+    return "triton" if backend == "fused" else backend
+
+
+def layer_seconds(
+    layer: Layer, backend: str, layout: str, settings: Settings, device: torch.device
+) -> tuple[float, float]:
+    """Seconds of a layer's forward pass, and of both gradients together."""
+    import torch
+
+    from lightning_csn.models.depthwise import depthwise_backend, depthwise_conv3d
+
+    x, weight, grad = layer_tensors(layer, layout, settings, device)
+    x.requires_grad_()
+    weight.requires_grad_()
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return depthwise_conv3d(x, weight, layer.stride)
+
+    with depthwise_backend(backend):
+        out = depthwise_conv3d(x, weight, layer.stride)
+        return (
+            kernel_seconds(forward, device, settings.repeats),
+            kernel_seconds(
+                lambda: torch.autograd.grad(out, (x, weight), grad, retain_graph=True), device, settings.repeats
+            ),
+        )
+
+
+def layer_tensors(layer: Layer, layout: str, settings: Settings, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Input, weight and a gradient of the output."""
+    import torch
+
+    dtype = getattr(torch, PRECISIONS[settings.precision])
+    form = torch.channels_last_3d if layout == "channels_last" else torch.contiguous_format
+    x, grad = (
+        torch.randn(settings.batch, layer.channels, *shape, device=device).to(dtype).contiguous(memory_format=form)
+        for shape in (layer.sizes_in, layer.sizes)
+    )
+    weight = torch.randn(layer.channels, 1, 3, 3, 3, device=device).to(dtype)
+    return x, weight, grad
+
+
+# ---------------------------------------------------------------- tiles
+
+
+def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+    """Measure the tiles of every kernel at every depthwise shape and keep the fastest, for all later runs."""
+    from lightning_csn.models.depthwise import unsupported
+
+    layers = depthwise_layers(settings.architecture, settings.clip)
+    x, weight, _ = layer_tensors(layers[0], settings.layout, replace(settings, batch=1), device)
+    reason = unsupported(device.type, x.dtype, 5, tuple(weight.shape[1:]), layers[0].stride)
+    if reason is not None:
+        raise InputError(f"--tune: {reason}")
+    from lightning_csn.models import launch
+
+    rows = []
+    for layer in layers:
+        for problem, function in launches(layer, settings, device):
+            tell(f"{problem.kernel}, {layer.channels} channels, {layer.sizes_in} to {layer.sizes}")
+            times = launch.tune(function, problem, device, lambda f: 1e3 * kernel_seconds(f, device, settings.repeats))
+            default, best = next(iter(times)), min(times, key=lambda tile: times[tile])
+            rows.append(
+                {
+                    "kernel": problem.kernel,
+                    "channels": layer.channels,
+                    "sizes": list(layer.sizes),
+                    "default_ms": times[default],
+                    "best_ms": times[best],
+                    "tile": asdict(best),
+                }
+            )
+    where, path = machine(device), str(launch.cache_path())
+    return {"benchmark": "tune", "settings": asdict(settings), "machine": where, "file": path, "kernels": rows}
+
+
+def launches(layer: Layer, settings: Settings, device: torch.device) -> Iterator[tuple[Any, Callable[..., Any]]]:
+    """The kernels that a layer runs in training, each as a function of the tile."""
+    import torch
+
+    from lightning_csn.models import launch
+
+    x, weight, grad = layer_tensors(layer, settings.layout, settings, device)
+    out, of_x = torch.empty_like(grad), torch.empty_like(x)
+    strides, last = layer.stride, settings.layout == "channels_last"
+    ones = torch.ones(layer.channels, device=device)
+    norm = (ones, ones, True)
+
+    kernels: dict[str, Callable[..., Any]] = {
+        "convolve": lambda tile: launch.convolve(x, weight, out, strides, tile=tile),
+        "weight_gradient": lambda tile: launch.weight_gradient(grad, x, strides, tile=tile),
+    }
+    if tuple(strides) != (1, 1, 1):  # else it is a convolution
+        kernels["input_gradient"] = lambda tile: launch.input_gradient(grad, weight, of_x, strides, tile=tile)
+    if last:  # fused blocks know no other layout
+        kernels["norm_convolve"] = lambda tile: launch.convolve(
+            x, weight, out, strides, norm=norm, statistics=True, tile=tile
+        )
+        kernels["norm_weight_gradient"] = lambda tile: launch.weight_gradient(grad, x, strides, norm=norm, tile=tile)
+    for name, function in kernels.items():
+        yield launch.problem_of(name, grad, strides, last), function

@@ -1,0 +1,263 @@
+"""What `lightning-csn benchmark train` and `infer` are asked for: their options, and the settings that these make.
+
+torch is imported where something is checked, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lightning_csn.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from lightning_csn.models.roofline import Layer
+
+PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+LAYOUTS = ("contiguous", "channels_last")
+BACKENDS = ("auto", "reference", "taps", "triton", "fused")  # of depthwise.py, which imports torch
+MODES = ("default", "reduce-overhead", "max-autotune")
+MOST_ELEMENTS = 10**12  # of a batch; more fits nowhere
+FORMS = (  # of a network that only answers
+    *("folded", "compiled", "bf16", "int8", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"),
+)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured. clip: frames, height, width."""
+
+    kind: str
+    architecture: str
+    clip: tuple[int, int, int]
+    batch: int
+    precision: str
+    backend: str
+    layout: str
+    compile: str | None
+    cuda_graphs: bool
+    checkpointing: tuple[int, ...]
+    steps: int
+    repeats: int
+    device: str
+    forms: tuple[str, ...] = ()
+
+    @property
+    def element_bytes(self) -> int:
+        """Of an activation."""
+        return 4 if self.precision == "fp32" else 2
+
+
+# ---------------------------------------------------------------- options
+
+
+def train_options(parser: ArgumentParser) -> None:
+    """Options of `benchmark train`."""
+    common_options(parser)
+    training_options(parser)
+    parser.epilog = EPILOGS["train"]
+
+
+def infer_options(parser: ArgumentParser) -> None:
+    """Options of `benchmark infer`."""
+    common_options(parser)
+    parser.add_argument(
+        "--forms",
+        nargs="*",
+        choices=FORMS,
+        metavar="FORM",
+        help="quicker forms to measure in the same run; default all that are installed, on a CPU in fp32: "
+        + ", ".join(FORMS),
+    )
+    parser.add_argument("--plot", metavar="FILE.png", help="also draw the table: milliseconds a clip, and the floor")
+    parser.epilog = EPILOGS["infer"]
+
+
+def common_options(parser: ArgumentParser) -> None:
+    """Options of training and inference."""
+    from lightning_csn.cli import positive
+
+    parser.add_argument("--architecture", default="ircsn_152", metavar="NAME", help="default %(default)s")
+    parser.add_argument("--clip", type=sizes, default=(32, 224, 224), metavar="TxHxW", help="default 32x224x224")
+    parser.add_argument("--batch", type=positive, default=8, metavar="B", help="clips a step; default %(default)s")
+    parser.add_argument("--precision", choices=PRECISIONS, help="default bf16 on a GPU, fp32 on a CPU")
+    parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of the depthwise layers of our network")
+    parser.add_argument(
+        "--layout", choices=LAYOUTS, default="channels_last", help="of our network; default %(default)s"
+    )
+    parser.add_argument(
+        "--compile",
+        nargs="?",
+        choices=MODES,
+        const="default",
+        help="our network under torch.compile, in this mode; reduce-overhead means with CUDA graphs",
+    )
+    parser.add_argument("--cuda-graphs", action="store_true", help="our step recorded once and replayed, on a GPU")
+    parser.add_argument(
+        "--against",
+        nargs="*",
+        choices=("eager", "compiled"),
+        default=["eager", "compiled"],
+        help="the plain networks to measure in the same run; default both",
+    )
+    parser.add_argument("--steps", type=positive, default=5, metavar="N", help="a measurement; default %(default)s")
+    parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="measurements; default %(default)s")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default the GPU where there is one")
+    parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
+    parser.set_defaults(checkpointing=[], layers=False, find_batch=False, tune=False, plot=None)
+
+
+def training_options(parser: ArgumentParser) -> None:
+    """Options of training alone."""
+    parser.add_argument(
+        "--checkpointing", nargs="*", type=int, default=[], metavar="STAGE", help="stages 1 to 4 of our network"
+    )
+    others = parser.add_mutually_exclusive_group()
+    others.add_argument("--layers", action="store_true", help="instead: every depthwise layer alone")
+    others.add_argument("--find-batch", action="store_true", help="instead: the largest batch that fits on the GPU")
+    others.add_argument(
+        "--tune", action="store_true", help="instead: choose and keep the kernels' tiles for these shapes"
+    )
+
+
+EPILOGS = {
+    "train": (
+        "The floor is what a step must move and compute: three times what roofline.py counts for the forward pass, at\n"
+        "the rates of a copy and of a matrix product, measured in the same run. OF COPY and OF MATRIX are those bytes\n"
+        "and operations over the step's time, as shares of the rates. Memory: of tensors, on a GPU (with CUDA graphs,\n"
+        "their recording included); on a CPU of the whole process. X PLAIN: how many times as fast as the contiguous\n"
+        "plain network. On a CPU ours keeps memory from step to step, as fit does, and the plain networks give it\n"
+        "back, as programs do that do not ask for more; each runs a step before it is timed.\n\n"
+        "examples:\n"
+        "  lightning-csn benchmark train --architecture ircsn_152 --batch 8 --precision bf16\n"
+        "  lightning-csn benchmark train --layers --json > layers.json\n"
+        "  lightning-csn benchmark train --device cpu --architecture ircsn_50 --clip 16x112x112 --batch 2"
+    ),
+    "infer": (
+        "Ours is the network as it was trained; folded is what classify, test and predict run on a CPU, compiled the\n"
+        "same under torch.compile with its weights frozen, bf16 and int8 the same in 16 and 8 bits. ONNX Runtime and\n"
+        "OpenVINO run what 'lightning-csn export' writes; they take pixels, and to normalise them (a small part) is\n"
+        "in their time. int8 is calibrated on noise here: its speed is right, its answers are not.\n"
+        "X PLAIN: how many times as fast as the contiguous plain network. On a CPU the floor's matrix product is\n"
+        "PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to pass, as the commands do, and\n"
+        "the plain networks give it back, as programs do that do not ask for more.\n\n"
+        "examples:\n"
+        "  lightning-csn benchmark infer --architecture ircsn_50 --batch 1 --device cpu --clip 16x112x112 --repeats 3"
+    ),
+}
+
+
+def sizes(text: str) -> tuple[int, int, int]:
+    """Frames, height and width.
+
+    >>> sizes("32x224x224")
+    (32, 224, 224)
+    """
+    parts = text.split("x")
+    if len(parts) != 3 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"frames x height x width is needed, such as 32x224x224, got {text!r}")
+    return (int(parts[0]), int(parts[1]), int(parts[2]))
+
+
+# ---------------------------------------------------------------- settings
+
+
+def check(args: Namespace) -> tuple[Settings, torch.device]:
+    """The settings and the device, or an InputError that says why they make no sense."""
+    from lightning_csn.models.network import ARCHITECTURES, list_networks
+    from lightning_csn.runner import choose_device
+
+    device = choose_device(args.device)
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device {args.device}: only cpu and cuda are measured")
+    gpu = device.type == "cuda"
+    precision = args.precision or ("bf16" if gpu else "fp32")
+    if args.architecture not in ARCHITECTURES:
+        raise InputError(f"no network {args.architecture!r}; there are: {', '.join(list_networks())}")
+    if precision == "fp16" and not gpu:
+        raise InputError("--precision fp16 is for GPUs; a CPU is measured in fp32 or bf16")
+    if args.find_batch and not gpu:
+        raise InputError("--find-batch needs a GPU: a CPU that runs out of memory takes other programs with it")
+    if args.cuda_graphs and not gpu:
+        raise InputError("--cuda-graphs needs a GPU")
+    if args.cuda_graphs and (args.compile or precision == "fp16"):
+        raise InputError(
+            "--cuda-graphs records eager steps in bf16 or fp32 (the loss scaling of fp16 waits for the GPU); "
+            "with torch.compile: --compile reduce-overhead"
+        )
+    if 3 * math.prod(args.clip) * args.batch > MOST_ELEMENTS:
+        raise InputError(f"--clip and --batch: {args.batch} such clips have more than {MOST_ELEMENTS:,} values")
+    if not set(args.checkpointing) <= {1, 2, 3, 4}:
+        raise InputError(f"--checkpointing takes stages 1 to 4, got {' '.join(map(str, args.checkpointing))}")
+    if (args.layers or args.tune) and (args.compile or args.cuda_graphs or args.checkpointing):
+        raise InputError(
+            "--layers and --tune run single layers, and take neither --compile nor --cuda-graphs nor --checkpointing"
+        )
+    if (args.layers or args.tune) and not depthwise_layers(args.architecture, args.clip):
+        raise InputError(f"{args.architecture} has no depthwise layers; the ircsn and ipcsn networks do")
+    if args.kind == "train" and not (args.layers or args.tune):
+        from lightning_csn.models import roofline
+
+        places = min(math.prod(layer.sizes) for layer in roofline.layers(args.architecture, args.clip))
+        if places * (1 if args.find_batch else args.batch) < 2:
+            raise InputError("--clip and --batch: BatchNorm needs more than one value per channel; take a larger clip")
+    settings = Settings(
+        kind=args.kind,
+        architecture=args.architecture,
+        clip=args.clip,
+        batch=args.batch,
+        precision=precision,
+        backend=args.backend,
+        layout=args.layout,
+        compile=args.compile,
+        cuda_graphs=args.cuda_graphs,
+        checkpointing=tuple(sorted(set(args.checkpointing))),
+        steps=args.steps,
+        repeats=args.repeats,
+        device=str(device),
+        forms=forms_of(args, device, precision) if args.kind == "infer" else (),
+    )
+    return settings, device
+
+
+def forms_of(args: Namespace, device: torch.device, precision: str) -> tuple[str, ...]:
+    """The quicker forms to measure; InputError for one that cannot be."""
+    from importlib.util import find_spec
+
+    from lightning_csn.models.fold import cannot_quantise
+
+    needs: dict[str, tuple[str, ...]] = {
+        "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
+        "openvino": ("openvino",),
+    }
+    needs |= {f"{name}-int8": (*packages, "nncf") for name, packages in needs.items()}
+    suits = device.type == "cpu" and precision == "fp32"
+    square = args.clip[1] == args.clip[2]
+    reasons: dict[str, str | None] = dict.fromkeys(FORMS, None if suits else "they are measured on a CPU in fp32")
+    if suits:
+        reasons["int8"] = cannot_quantise("cpu")
+    for name, packages in needs.items():
+        missing = [package for package in packages if not find_spec(package)]
+        if suits and (missing or not square):
+            reasons[name] = (
+                f"{', '.join(missing)} is not installed" if missing else "files are exported for square clips"
+            )
+    if args.forms is None:
+        return tuple(name for name in FORMS if reasons[name] is None)
+    for name in args.forms:
+        if reasons[name] is not None:
+            raise InputError(f"--forms {name}: {reasons[name]}")
+    return tuple(name for name in FORMS if name in args.forms)
+
+
+def depthwise_layers(architecture: str, clip: Sequence[int]) -> list[Layer]:
+    """roofline's, without importing it for the parser."""
+    from lightning_csn.models import roofline
+
+    return roofline.depthwise_layers(architecture, clip)

@@ -1,0 +1,263 @@
+"""The ways to run a network that `lightning-csn benchmark` measures: each as a function that runs one step.
+
+Ours as it was trained, its quicker forms for inference, the files that `lightning-csn export` writes, and the plain
+networks that they are held against. CUDA graphs are not yet run on a GPU.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from lightning_csn.benchmark_machine import out_of_memory
+from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+    from lightning_csn.models.network import ResNet3D
+
+NUM_CLASSES = 400
+WARM_UP = 3  # steps before anything is timed: buffers of the optimiser, choice of algorithms
+EXPORTED = {"onnxruntime": "onnx", "openvino": "openvino"}  # the runtime of a form, and its format in export.py
+CALIBRATION = 2  # clips of noise, by which ranges of 8 bits are chosen; their speed is that of any others
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of the ways to run the same network."""
+
+    name: str
+    backend: str
+    layout: str
+    compile: str | None = None
+    cuda_graphs: bool = False
+    checkpointing: tuple[int, ...] = ()
+    form: str = "trained"
+
+    @property
+    def replays(self) -> bool:
+        """Whether its steps are CUDA graphs, whose memory is taken while they are recorded."""
+        return self.cuda_graphs or self.compile in ("reduce-overhead", "max-autotune")
+
+
+@dataclass
+class Measured:
+    """A way and its times, in seconds a step; or why it did not run."""
+
+    way: Way
+    path: str
+    seconds: list[float] = field(default_factory=list)
+    memory_bytes: int | None = None
+    error: str | None = None
+
+    @property
+    def median(self) -> float:
+        """Seconds a step."""
+        return statistics.median(self.seconds)
+
+
+def ways_of(settings: Settings, against: Sequence[str]) -> list[Way]:
+    """Ours, and the plain ones that are eager."""
+    ours = Way(
+        "ours", settings.backend, settings.layout, settings.compile, settings.cuda_graphs, settings.checkpointing
+    )
+    forms = [Way(form, settings.backend, "channels_last", form=form) for form in settings.forms]
+    return [ours, *forms] + [Way("plain eager", "reference", layout) for layout in LAYOUTS if "eager" in against]
+
+
+def path_of(way: Way, settings: Settings, device: torch.device) -> str:
+    """What computes the depthwise layers: fused, triton, taps, reference; or that there are none."""
+    import torch
+
+    from lightning_csn.models.depthwise import choose_way
+
+    if way.form in ("folded", "bf16"):
+        from lightning_csn.models.fold import DTYPES, cannot_pack
+
+        packs = cannot_pack(device.type, DTYPES["bf16" if way.form == "bf16" else "fp32"]) is None
+        return "oneDNN, packed" if packs else "nn.Conv3d"
+    if way.form == "int8":
+        return "oneDNN, int8"
+    if way.form.partition("-")[0] in EXPORTED:
+        return way.form
+    if not depthwise_layers(settings.architecture, settings.clip):
+        return "no depthwise layers"
+    dtype = getattr(torch, PRECISIONS[settings.precision])
+    path = choose_way(way.backend, device.type, dtype, 5, (1, 3, 3, 3), (1, 1, 1))
+    if path == "taps" and settings.kind == "infer":  # which differs in its gradients
+        return "reference"
+    return "fused" if path == "triton" and way.backend == "fused" else path
+
+
+def start(way: Way, settings: Settings, device: torch.device) -> tuple[Measured, Callable[[], Tensor] | None]:
+    """Make a way ready: warmed up, its memory measured on a GPU. None if it cannot run, and the reason in Measured."""
+    import torch
+
+    from lightning_csn.models.depthwise import depthwise_backend
+
+    measured = Measured(way, path_of(way, settings, device))
+    gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if gpu else 0
+    if gpu:
+        torch.cuda.reset_peak_memory_stats(device)
+    with expected_failures(measured), depthwise_backend(way.backend):
+        step = make_step(way, settings, device)
+        for _ in range(WARM_UP if gpu else 1):
+            step()
+        if gpu:
+            if not way.replays:  # the start chooses algorithms, which takes memory that no later step needs
+                torch.cuda.reset_peak_memory_stats(device)
+            step()
+            torch.cuda.synchronize(device)
+            measured.memory_bytes = torch.cuda.max_memory_allocated(device) - before
+        return measured, step
+    return measured, None
+
+
+@contextmanager
+def expected_failures(measured: Measured) -> Iterator[None]:
+    """Not enough memory, or no compiler: the way is left out, with the reason."""
+    from torch._dynamo.exc import BackendCompilerFailed
+
+    try:
+        yield
+    except BackendCompilerFailed as error:
+        measured.error = f"torch.compile failed: {str(error).splitlines()[0]}"
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        measured.error = f"out of memory: {str(error).splitlines()[0]}"
+
+
+# ---------------------------------------------------------------- steps
+
+
+def make_step(way: Way, settings: Settings, device: torch.device) -> Callable[[], Tensor]:
+    """A function that runs one step of a fresh network on fixed clips and gives its loss, or its logits in inference.
+
+    Call it inside `depthwise_backend(way.backend)`.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from lightning_csn.models.network import create_network
+
+    torch.manual_seed(0)
+    training = settings.kind == "train"
+    form = torch.channels_last_3d if way.layout == "channels_last" else torch.contiguous_format
+    network = create_network(settings.architecture, num_classes=NUM_CLASSES).to(device).to(memory_format=form)
+    network.train(training).set_grad_checkpointing(bool(way.checkpointing), stages=way.checkpointing)
+    if way.form != "trained":
+        return answering(way.form, network.eval(), settings)
+    clips = torch.randn(settings.batch, 3, *settings.clip).to(device, memory_format=form)
+    labels = torch.randint(NUM_CLASSES, (settings.batch,)).to(device)
+    run: nn.Module = network
+    if way.compile is not None:
+        run = torch.compile(network, mode=way.compile, dynamic=False)  # type: ignore[assignment]
+    cast: Any = nullcontext()
+    if settings.precision != "fp32":
+        cast = torch.autocast(device.type, getattr(torch, PRECISIONS[settings.precision]))
+
+    if not training:
+
+        def forward() -> Tensor:
+            with torch.no_grad(), cast:
+                return run(clips)
+
+        return recorded(forward, device) if way.cuda_graphs else forward
+
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-4)
+    scaler = torch.amp.GradScaler(device.type, enabled=settings.precision == "fp16")
+
+    def step() -> Tensor:
+        optimizer.zero_grad(set_to_none=True)
+        with cast:
+            loss = F.cross_entropy(run(clips), labels)
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        return loss.detach()
+
+    return recorded(step, device) if way.cuda_graphs else step
+
+
+def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], Tensor]:
+    """A function that runs a pass of one of FORMS, on the CPU."""
+    import torch
+
+    from lightning_csn.models.fold import fold
+
+    clips = torch.randn(settings.batch, 3, *settings.clip)
+    if form.partition("-")[0] in EXPORTED:
+        return exported(form, network, settings)
+    if form == "compiled":
+        from torch._inductor import config
+
+        folded = fold(network, layout="channels_last")
+        run = torch.compile(folded, dynamic=False)
+        clips = clips.contiguous(memory_format=torch.channels_last_3d)
+        with config.patch(freezing=True), torch.no_grad():
+            run(clips)
+    else:
+        noise = torch.randn(CALIBRATION, 3, *settings.clip) if form == "int8" else None
+        run = fold(network, dtype=form if form in ("bf16", "int8") else "fp32", calibration=noise)
+
+    def forward() -> Tensor:
+        with torch.no_grad():
+            return run(clips)
+
+    return forward
+
+
+def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], Tensor]:
+    """A function that runs a pass of an exported file in its runtime."""
+    import tempfile
+    from pathlib import Path
+
+    import torch
+
+    from lightning_csn.clip import ClipSpec
+    from lightning_csn.export import Quantisation, export
+    from lightning_csn.module import SCRATCH_CLIP, LitCSN
+    from lightning_csn.runner import load_runner
+
+    frames, side, _ = settings.clip
+    clip: ClipSpec = replace(SCRATCH_CLIP, frames=frames, short_side=side, crop=side, test_crop=side)
+    model = LitCSN(settings.architecture, num_classes=NUM_CLASSES, clip=clip.to_dict())
+    model.network = network
+    with tempfile.TemporaryDirectory() as folder:
+        to, int8 = EXPORTED[form.partition("-")[0]], None
+        if form.endswith("int8"):
+            noise = torch.randint(256, (CALIBRATION, 3, *settings.clip)).to(torch.uint8)
+            int8 = Quantisation(list(noise), [(noise[0], None)], max_drop=100)
+        file = Path(folder) / ("model.onnx" if to == "onnx" else "model.xml")
+        written = export(model.eval(), file, to=to, int8=int8)
+        runner = load_runner(next(file for file in written.files if file.suffix != ".bin"), "cpu")
+    pixels = torch.randint(256, (settings.batch, 3, *settings.clip)).to(torch.uint8)
+    return lambda: runner(pixels)
+
+
+def recorded(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:
+    """The step as a CUDA graph: what it launches is recorded once, and replayed by one launch. Not yet run on a GPU."""
+    import torch
+
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):  # buffers and algorithms are to be there before
+        for _ in range(WARM_UP):
+            step()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = step()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
