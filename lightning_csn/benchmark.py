@@ -33,7 +33,7 @@ from lightning_csn.benchmark_machine import (
 )
 from lightning_csn.benchmark_report import as_text, check_plot, plot
 from lightning_csn.benchmark_settings import Settings, check, infer_options, train_options
-from lightning_csn.benchmark_ways import Measured, Way, expected_failures, start, ways_of
+from lightning_csn.benchmark_ways import FILE, Measured, Way, expected_failures, start, ways_of
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -150,8 +150,9 @@ def floor_of(settings: Settings, rates: dict[str, float]) -> dict[str, float]:
     from lightning_csn.models import roofline
 
     passes = settings.batch * (1 + BACKWARD if settings.kind == "train" else 1)
-    moved = passes * roofline.traffic(settings.architecture, settings.clip).floor * settings.element_bytes
-    layers = roofline.layers(settings.architecture, settings.clip)
+    of = (settings.architecture, settings.clip)
+    moved = passes * roofline.traffic(*of, **settings.network).floor * settings.element_bytes
+    layers = roofline.layers(*of, **settings.network)
     operations = passes * 2 * sum(layer.multiply_adds * layer.count for layer in layers)
     return {
         "bytes": moved,
@@ -181,7 +182,8 @@ def report(
                 "times_plain": None if plain_seconds is None else plain_seconds / each.median,
             }
         rows.append(row)
-    ours, ratios = next((each for each in ways if each.way.form == "folded"), ways[0]), {}
+    ours = next((each for form in (FILE, "folded") for each in ways if each.way.form == form), ways[0])
+    ratios: dict[str, dict[str, Any]] = {}
     for name in ("plain eager", "plain compiled"):
         plain = [each for each in ways if each.way.name == name and each.error is None]
         if plain and ours.error is None:
@@ -189,7 +191,12 @@ def report(
             memory = None
             if ours.memory_bytes is not None and best.memory_bytes is not None:
                 memory = ours.memory_bytes / best.memory_bytes
-            ratios[name] = {"layout": best.way.layout, "speed": best.median / ours.median, "memory": memory}
+            ratios[name] = {
+                "of": ours.way.name,
+                "layout": best.way.layout,
+                "speed": best.median / ours.median,
+                "memory": memory,
+            }
     return {
         "benchmark": settings.kind,
         "settings": {**asdict(settings), "clip": list(settings.clip), "checkpointing": list(settings.checkpointing)}

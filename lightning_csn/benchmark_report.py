@@ -15,8 +15,9 @@ def as_text(result: dict[str, Any]) -> str:
     settings, where = result["settings"], result["machine"]
     versions = ", ".join(f"{name} {where[name]}" for name in ("torch", "triton", "cuda") if where[name])
     clip = "x".join(map(str, settings["clip"]))
+    source = f" of {settings['model']}" if settings["model"] is not None else ""
     head = [
-        f"{settings['architecture']}, clips {clip}, batch {settings['batch']}, {settings['precision']}, "
+        f"{settings['architecture']}{source}, clips {clip}, batch {settings['batch']}, {settings['precision']}, "
         f"medians of {settings['repeats']}",
         f"{where['device']} ({settings['device']}, {where['threads']} threads), {versions}",
     ]
@@ -69,8 +70,9 @@ def ways_text(result: dict[str, Any]) -> list[str]:
     lines = [f"floor {1e3 * floor['seconds']:.2f} ms a {unit}, counted, at these rates", "", table(rows), ""]
     for name, ratio in result["ratios"].items():
         memory = "" if ratio["memory"] is None else f", {ratio['memory']:.2f} of its peak memory"
-        ours = "folded" if "folded" in settings["forms"] else "ours"
-        lines.append(f"{ours} against {name} ({ratio['layout']}): {ratio['speed']:.2f} times the clips/s{memory}")
+        lines.append(
+            f"{ratio['of']} against {name} ({ratio['layout']}): {ratio['speed']:.2f} times the clips/s{memory}"
+        )
     if any("int8" in form for form in settings["forms"]):
         lines.append(
             "int8: calibrated on noise, for its speed alone; what it costs in accuracy 'export --int8' measures"

@@ -9,8 +9,8 @@ import argparse
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from lightning_csn.errors import InputError
 
@@ -23,6 +23,7 @@ PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 LAYOUTS = ("contiguous", "channels_last")
 BACKENDS = ("auto", "reference", "taps", "triton", "fused")  # of depthwise.py, which imports torch
 MODES = ("default", "reduce-overhead", "max-autotune")
+ARCHITECTURE, CLIP, NUM_CLASSES = "ircsn_152", (32, 224, 224), 400  # of the network, where nothing is said
 MOST_ELEMENTS = 10**12  # of a batch; more fits nowhere
 FORMS = (  # of a network that only answers
     *("folded", "compiled", "bf16", "int8", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"),
@@ -31,7 +32,11 @@ FORMS = (  # of a network that only answers
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured. clip: frames, height, width."""
+    """What is measured.
+
+    clip: frames, height, width. model: what --model names: weights, which all ways then have, or an exported file,
+    which is one more way. runtime: of such a file, "ONNX Runtime 1.32, fp32". network: options of create_network.
+    """
 
     kind: str
     architecture: str
@@ -47,6 +52,10 @@ class Settings:
     repeats: int
     device: str
     forms: tuple[str, ...] = ()
+    model: str | None = None
+    runtime: str | None = None
+    num_classes: int = NUM_CLASSES
+    network: dict[str, Any] = field(default_factory=dict)
 
     @property
     def element_bytes(self) -> int:
@@ -68,6 +77,12 @@ def infer_options(parser: ArgumentParser) -> None:
     """Options of `benchmark infer`."""
     common_options(parser)
     parser.add_argument(
+        "--model",
+        metavar="NAME|FILE|FOLDER|ADDRESS",
+        help="a file that 'lightning-csn export' wrote (.onnx, .xml, .pt2), to measure beside the network that it was "
+        "made of; or weights, for all ways to have. It decides --architecture and, where not given, --clip",
+    )
+    parser.add_argument(
         "--forms",
         nargs="*",
         choices=FORMS,
@@ -83,8 +98,8 @@ def common_options(parser: ArgumentParser) -> None:
     """Options of training and inference."""
     from lightning_csn.cli import positive
 
-    parser.add_argument("--architecture", default="ircsn_152", metavar="NAME", help="default %(default)s")
-    parser.add_argument("--clip", type=sizes, default=(32, 224, 224), metavar="TxHxW", help="default 32x224x224")
+    parser.add_argument("--architecture", metavar="NAME", help=f"default {ARCHITECTURE}")
+    parser.add_argument("--clip", type=sizes, metavar="TxHxW", help=f"default {shape_text(CLIP)}")
     parser.add_argument("--batch", type=positive, default=8, metavar="B", help="clips a step; default %(default)s")
     parser.add_argument("--precision", choices=PRECISIONS, help="default bf16 on a GPU, fp32 on a CPU")
     parser.add_argument("--backend", choices=BACKENDS, default="auto", help="of the depthwise layers of our network")
@@ -110,7 +125,7 @@ def common_options(parser: ArgumentParser) -> None:
     parser.add_argument("--repeats", type=positive, default=7, metavar="N", help="measurements; default %(default)s")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1; default the GPU where there is one")
     parser.add_argument("--json", action="store_true", help="everything that was measured, as JSON")
-    parser.set_defaults(checkpointing=[], layers=False, find_batch=False, tune=False, plot=None)
+    parser.set_defaults(checkpointing=[], layers=False, find_batch=False, tune=False, plot=None, model=None)
 
 
 def training_options(parser: ArgumentParser) -> None:
@@ -144,11 +159,15 @@ EPILOGS = {
         "same under torch.compile with its weights frozen, bf16 and int8 the same in 16 and 8 bits. ONNX Runtime and\n"
         "OpenVINO run what 'lightning-csn export' writes; they take pixels, and to normalise them (a small part) is\n"
         "in their time. int8 is calibrated on noise here: its speed is right, its answers are not.\n"
+        "A file of --model takes the same clips as pixels, and runs as classify runs it. The networks beside it have\n"
+        "its architecture, and weights of their own: its are in the file alone.\n"
         "X PLAIN: how many times as fast as the contiguous plain network. On a CPU the floor's matrix product is\n"
         "PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to pass, as the commands do, and\n"
         "the plain networks give it back, as programs do that do not ask for more.\n\n"
         "examples:\n"
-        "  lightning-csn benchmark infer --architecture ircsn_50 --batch 1 --device cpu --clip 16x112x112 --repeats 3"
+        "  lightning-csn benchmark infer --architecture ircsn_50 --batch 1 --device cpu --clip 16x112x112 --repeats 3\n"
+        "  lightning-csn benchmark infer --model model.onnx --batch 1 --forms folded --against eager\n"
+        "  lightning-csn benchmark infer --model runs/last.ckpt --forms folded openvino int8"
     ),
 }
 
@@ -165,6 +184,15 @@ def sizes(text: str) -> tuple[int, int, int]:
     return (int(parts[0]), int(parts[1]), int(parts[2]))
 
 
+def shape_text(clip: Sequence[int]) -> str:
+    """As `sizes` takes it.
+
+    >>> shape_text((32, 224, 224))
+    '32x224x224'
+    """
+    return "x".join(map(str, clip))
+
+
 # ---------------------------------------------------------------- settings
 
 
@@ -173,13 +201,15 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
     from lightning_csn.models.network import ARCHITECTURES, list_networks
     from lightning_csn.runner import choose_device
 
-    device = choose_device(args.device)
+    device = choose_device(args.device, args.model)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {args.device}: only cpu and cuda are measured")
-    gpu = device.type == "cuda"
-    precision = args.precision or ("bf16" if gpu else "fp32")
-    if args.architecture not in ARCHITECTURES:
+    if args.architecture not in (None, *ARCHITECTURES):
         raise InputError(f"no network {args.architecture!r}; there are: {', '.join(list_networks())}")
+    named = Named(ARCHITECTURE, CLIP) if args.model is None else read_model(args, device)
+    architecture, clip = args.architecture or named.architecture, args.clip or named.clip
+    gpu = device.type == "cuda"
+    precision = args.precision or ("bf16" if gpu and named.runtime is None else "fp32")
     if precision == "fp16" and not gpu:
         raise InputError("--precision fp16 is for GPUs; a CPU is measured in fp32 or bf16")
     if args.find_batch and not gpu:
@@ -191,7 +221,7 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
             "--cuda-graphs records eager steps in bf16 or fp32 (the loss scaling of fp16 waits for the GPU); "
             "with torch.compile: --compile reduce-overhead"
         )
-    if 3 * math.prod(args.clip) * args.batch > MOST_ELEMENTS:
+    if 3 * math.prod(clip) * args.batch > MOST_ELEMENTS:
         raise InputError(f"--clip and --batch: {args.batch} such clips have more than {MOST_ELEMENTS:,} values")
     if not set(args.checkpointing) <= {1, 2, 3, 4}:
         raise InputError(f"--checkpointing takes stages 1 to 4, got {' '.join(map(str, args.checkpointing))}")
@@ -199,18 +229,18 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         raise InputError(
             "--layers and --tune run single layers, and take neither --compile nor --cuda-graphs nor --checkpointing"
         )
-    if (args.layers or args.tune) and not depthwise_layers(args.architecture, args.clip):
-        raise InputError(f"{args.architecture} has no depthwise layers; the ircsn and ipcsn networks do")
+    if (args.layers or args.tune) and not depthwise_layers(architecture, clip):
+        raise InputError(f"{architecture} has no depthwise layers; the ircsn and ipcsn networks do")
     if args.kind == "train" and not (args.layers or args.tune):
         from lightning_csn.models import roofline
 
-        places = min(math.prod(layer.sizes) for layer in roofline.layers(args.architecture, args.clip))
+        places = min(math.prod(layer.sizes) for layer in roofline.layers(architecture, clip))
         if places * (1 if args.find_batch else args.batch) < 2:
             raise InputError("--clip and --batch: BatchNorm needs more than one value per channel; take a larger clip")
     settings = Settings(
         kind=args.kind,
-        architecture=args.architecture,
-        clip=args.clip,
+        architecture=architecture,
+        clip=clip,
         batch=args.batch,
         precision=precision,
         backend=args.backend,
@@ -221,12 +251,67 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         steps=args.steps,
         repeats=args.repeats,
         device=str(device),
-        forms=forms_of(args, device, precision) if args.kind == "infer" else (),
+        forms=forms_of(args, clip, device, precision) if args.kind == "infer" else (),
+        model=args.model,
+        runtime=named.runtime,
+        num_classes=named.num_classes,
+        network=named.network,
     )
     return settings, device
 
 
-def forms_of(args: Namespace, device: torch.device, precision: str) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Named:
+    """What --model says of the settings, by their names."""
+
+    architecture: str
+    clip: tuple[int, int, int]
+    num_classes: int = NUM_CLASSES
+    network: dict[str, Any] = field(default_factory=dict)
+    runtime: str | None = None
+
+
+def read_model(args: Namespace, device: torch.device) -> Named:
+    """What --model says of itself; InputError where other options say something else."""
+    from lightning_csn.models import checkpoints
+    from lightning_csn.runner import ExportRunner, is_export, load_runner
+
+    if is_export(args.model):
+        runner = load_runner(args.model, device)  # once more where it is measured, and not kept until then
+        assert isinstance(runner, ExportRunner)
+        record, own = runner.record, (runner.clip.frames, runner.clip.test_crop, runner.clip.test_crop)
+        found = Named(record.architecture, own, record.num_classes, record.network, runner.form)
+        if args.clip is not None:
+            try:
+                runner.check_size((3, *args.clip))
+            except InputError as error:
+                raise InputError(f"--clip {shape_text(args.clip)}: {error}") from error
+        if args.precision not in (None, "fp32"):
+            raise InputError(
+                f"--precision {args.precision}: {args.model} computes in {record.precision}, and is measured beside "
+                "networks in fp32; leave --precision out"
+            )
+    else:
+        loaded = checkpoints.load(args.model)
+        network, clip = loaded.network, args.clip
+        if network.options["in_channels"] != 3:
+            raise InputError(f"{args.model} takes clips of {network.options['in_channels']} colours; 3 are measured")
+        if clip is None:
+            frames, side = (loaded.checkpoint.clip.get(name) for name in ("frames", "test_crop"))
+            if frames is None or side is None:
+                raise InputError(
+                    f"{args.model} does not say how clips must look: add --clip {shape_text(CLIP)}, or other"
+                )
+            clip = (frames, side, side)
+        found = Named(network.architecture, clip, network.num_classes or NUM_CLASSES, network.trunk_options)
+    if args.architecture not in (None, found.architecture):
+        raise InputError(
+            f"--architecture {args.architecture}: {args.model} is of {found.architecture}; leave --architecture out"
+        )
+    return found
+
+
+def forms_of(args: Namespace, clip: Sequence[int], device: torch.device, precision: str) -> tuple[str, ...]:
     """The quicker forms to measure; InputError for one that cannot be."""
     from importlib.util import find_spec
 
@@ -238,7 +323,7 @@ def forms_of(args: Namespace, device: torch.device, precision: str) -> tuple[str
     }
     needs |= {f"{name}-int8": (*packages, "nncf") for name, packages in needs.items()}
     suits = device.type == "cpu" and precision == "fp32"
-    square = args.clip[1] == args.clip[2]
+    square = clip[1] == clip[2]
     reasons: dict[str, str | None] = dict.fromkeys(FORMS, None if suits else "they are measured on a CPU in fp32")
     if suits:
         reasons["int8"] = cannot_quantise("cpu")
@@ -256,8 +341,8 @@ def forms_of(args: Namespace, device: torch.device, precision: str) -> tuple[str
     return tuple(name for name in FORMS if name in args.forms)
 
 
-def depthwise_layers(architecture: str, clip: Sequence[int]) -> list[Layer]:
+def depthwise_layers(architecture: str, clip: Sequence[int], **network: Any) -> list[Layer]:
     """roofline's, without importing it for the parser."""
     from lightning_csn.models import roofline
 
-    return roofline.depthwise_layers(architecture, clip)
+    return roofline.depthwise_layers(architecture, clip, **network)

@@ -1,7 +1,7 @@
 """The ways to run a network that `lightning-csn benchmark` measures: each as a function that runs one step.
 
-Ours as it was trained, its quicker forms for inference, the files that `lightning-csn export` writes, and the plain
-networks that they are held against. CUDA graphs are not yet run on a GPU.
+Ours as it was trained, its quicker forms for inference, files that `lightning-csn export` writes or has written, and
+the plain networks that they are held against. CUDA graphs are not yet run on a GPU.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.benchmark_machine import out_of_memory
@@ -21,9 +22,9 @@ if TYPE_CHECKING:
 
     from lightning_csn.models.network import ResNet3D
 
-NUM_CLASSES = 400
 WARM_UP = 3  # steps before anything is timed: buffers of the optimiser, choice of algorithms
 EXPORTED = {"onnxruntime": "onnx", "openvino": "openvino"}  # the runtime of a form, and its format in export.py
+FILE = "file"  # the form of the way that is an exported file
 CALIBRATION = 2  # clips of noise, by which ranges of 8 bits are chosen; their speed is that of any others
 
 
@@ -62,11 +63,13 @@ class Measured:
 
 
 def ways_of(settings: Settings, against: Sequence[str]) -> list[Way]:
-    """Ours, and the plain ones that are eager."""
+    """Ours, its quicker forms, the file that --model names, and the plain ones that are eager."""
     ours = Way(
         "ours", settings.backend, settings.layout, settings.compile, settings.cuda_graphs, settings.checkpointing
     )
     forms = [Way(form, settings.backend, "channels_last", form=form) for form in settings.forms]
+    if settings.model is not None and settings.runtime is not None:
+        forms.append(Way(Path(settings.model).name, settings.backend, "contiguous", form=FILE))
     return [ours, *forms] + [Way("plain eager", "reference", layout) for layout in LAYOUTS if "eager" in against]
 
 
@@ -76,6 +79,8 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
 
     from lightning_csn.models.depthwise import choose_way
 
+    if way.form == FILE and settings.runtime is not None:
+        return settings.runtime
     if way.form in ("folded", "bf16"):
         from lightning_csn.models.fold import DTYPES, cannot_pack
 
@@ -85,7 +90,7 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
         return "oneDNN, int8"
     if way.form.partition("-")[0] in EXPORTED:
         return way.form
-    if not depthwise_layers(settings.architecture, settings.clip):
+    if not depthwise_layers(settings.architecture, settings.clip, **settings.network):
         return "no depthwise layers"
     dtype = getattr(torch, PRECISIONS[settings.precision])
     path = choose_way(way.backend, device.type, dtype, 5, (1, 3, 3, 3), (1, 1, 1))
@@ -114,7 +119,8 @@ def start(way: Way, settings: Settings, device: torch.device) -> tuple[Measured,
                 torch.cuda.reset_peak_memory_stats(device)
             step()
             torch.cuda.synchronize(device)
-            measured.memory_bytes = torch.cuda.max_memory_allocated(device) - before
+            if not measured.path.startswith("ONNX Runtime"):  # whose memory PyTorch does not count
+                measured.memory_bytes = torch.cuda.max_memory_allocated(device) - before
         return measured, step
     return measured, None
 
@@ -138,24 +144,24 @@ def expected_failures(measured: Measured) -> Iterator[None]:
 
 
 def make_step(way: Way, settings: Settings, device: torch.device) -> Callable[[], Tensor]:
-    """A function that runs one step of a fresh network on fixed clips and gives its loss, or its logits in inference.
+    """A function that runs one step of a network on fixed clips and gives its loss, or its logits in inference.
 
     Call it inside `depthwise_backend(way.backend)`.
     """
     import torch
     import torch.nn.functional as F
 
-    from lightning_csn.models.network import create_network
-
+    if way.form == FILE:
+        return opened(settings, device)
     torch.manual_seed(0)
     training = settings.kind == "train"
     form = torch.channels_last_3d if way.layout == "channels_last" else torch.contiguous_format
-    network = create_network(settings.architecture, num_classes=NUM_CLASSES).to(device).to(memory_format=form)
+    network = make_network(settings).to(device).to(memory_format=form)
     network.train(training).set_grad_checkpointing(bool(way.checkpointing), stages=way.checkpointing)
     if way.form != "trained":
         return answering(way.form, network.eval(), settings)
-    clips = torch.randn(settings.batch, 3, *settings.clip).to(device, memory_format=form)
-    labels = torch.randint(NUM_CLASSES, (settings.batch,)).to(device)
+    clips = normalised(pixels(settings)).to(device, memory_format=form)
+    labels = torch.randint(settings.num_classes, (settings.batch,)).to(device)
     run: nn.Module = network
     if way.compile is not None:
         run = torch.compile(network, mode=way.compile, dynamic=False)  # type: ignore[assignment]
@@ -186,15 +192,39 @@ def make_step(way: Way, settings: Settings, device: torch.device) -> Callable[[]
     return recorded(step, device) if way.cuda_graphs else step
 
 
+def make_network(settings: Settings) -> ResNet3D:
+    """With the weights that --model names, or fresh ones; an exported file's cannot be had."""
+    from lightning_csn.models.checkpoints import load_network
+    from lightning_csn.models.network import create_network
+
+    if settings.model is not None and settings.runtime is None:
+        return load_network(settings.model, num_classes=settings.num_classes)
+    return create_network(settings.architecture, num_classes=settings.num_classes, **settings.network)
+
+
+def pixels(settings: Settings, count: int | None = None) -> Tensor:
+    """The clips of every way, or so many: noise, uint8 (B, 3, T, H, W)."""
+    import torch
+
+    draw = torch.Generator().manual_seed(0)
+    shape = (count or settings.batch, 3, *settings.clip)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=draw)
+
+
+def normalised(clips: Tensor) -> Tensor:
+    """Pixels as networks take them: noise of mean 0 and deviation 1, float32."""
+    return clips.float().sub_(127.5).div_(73.9)
+
+
 def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], Tensor]:
     """A function that runs a pass of one of FORMS, on the CPU."""
     import torch
 
     from lightning_csn.models.fold import fold
 
-    clips = torch.randn(settings.batch, 3, *settings.clip)
     if form.partition("-")[0] in EXPORTED:
         return exported(form, network, settings)
+    clips = normalised(pixels(settings))
     if form == "compiled":
         from torch._inductor import config
 
@@ -204,7 +234,7 @@ def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], 
         with config.patch(freezing=True), torch.no_grad():
             run(clips)
     else:
-        noise = torch.randn(CALIBRATION, 3, *settings.clip) if form == "int8" else None
+        noise = normalised(pixels(settings, CALIBRATION)) if form == "int8" else None
         run = fold(network, dtype=form if form in ("bf16", "int8") else "fp32", calibration=noise)
 
     def forward() -> Tensor:
@@ -215,11 +245,8 @@ def answering(form: str, network: ResNet3D, settings: Settings) -> Callable[[], 
 
 
 def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], Tensor]:
-    """A function that runs a pass of an exported file in its runtime."""
+    """A function that runs a pass of the network as an exported file, in its runtime."""
     import tempfile
-    from pathlib import Path
-
-    import torch
 
     from lightning_csn.clip import ClipSpec
     from lightning_csn.export import Quantisation, export
@@ -228,18 +255,28 @@ def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], T
 
     frames, side, _ = settings.clip
     clip: ClipSpec = replace(SCRATCH_CLIP, frames=frames, short_side=side, crop=side, test_crop=side)
-    model = LitCSN(settings.architecture, num_classes=NUM_CLASSES, clip=clip.to_dict())
+    model = LitCSN(settings.architecture, num_classes=settings.num_classes, clip=clip.to_dict())
     model.network = network
     with tempfile.TemporaryDirectory() as folder:
         to, int8 = EXPORTED[form.partition("-")[0]], None
         if form.endswith("int8"):
-            noise = torch.randint(256, (CALIBRATION, 3, *settings.clip)).to(torch.uint8)
+            noise = pixels(settings, CALIBRATION)
             int8 = Quantisation(list(noise), [(noise[0], None)], max_drop=100)
         file = Path(folder) / ("model.onnx" if to == "onnx" else "model.xml")
         written = export(model.eval(), file, to=to, int8=int8)
         runner = load_runner(next(file for file in written.files if file.suffix != ".bin"), "cpu")
-    pixels = torch.randint(256, (settings.batch, 3, *settings.clip)).to(torch.uint8)
-    return lambda: runner(pixels)
+    clips = pixels(settings)
+    return lambda: runner(clips)
+
+
+def opened(settings: Settings, device: torch.device) -> Callable[[], Tensor]:
+    """A function that runs a pass of the exported file that --model names, as `classify` runs it."""
+    from lightning_csn.runner import load_runner
+
+    assert settings.model is not None
+    runner = load_runner(settings.model, device)
+    clips = pixels(settings).to(runner.device)
+    return lambda: runner(clips)
 
 
 def recorded(step: Callable[[], Tensor], device: torch.device) -> Callable[[], Tensor]:

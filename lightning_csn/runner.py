@@ -165,15 +165,15 @@ class ExportRunner(Runner):
         self._std = torch.tensor(self.clip.std, device=device).view(-1, 1, 1, 1)
 
     def _run(self, clips: Tensor) -> Tensor:
-        self._check_size(clips)
+        self.check_size(clips.shape[1:])
         clips = clips.to(self.device)
         if self.record.normalised == "outside":
             clips = (clips.float() / 255 - self._mean) / self._std
         return self._run_prepared(clips.contiguous())
 
-    def _check_size(self, clips: Tensor) -> None:
-        """InputError unless the graph takes clips of this length and size."""
-        spec, free, (channels, length, *size) = self.clip, self.record.dynamic, clips.shape[1:]
+    def check_size(self, shape: Sequence[int]) -> None:
+        """InputError unless the graph takes clips of this shape: C, T, H, W."""
+        spec, free, (channels, length, *size) = self.clip, self.record.dynamic, shape
         fits = channels == 3
         fits &= length >= free["length"] if "length" in free else length == spec.frames
         fits &= min(size) >= free["size"] if "size" in free else size == [spec.test_crop, spec.test_crop]
@@ -182,7 +182,7 @@ class ExportRunner(Runner):
             sides = f"{free['size']} or more" if "size" in free else f"{spec.test_crop}"
             raise InputError(
                 f"{self.source} was exported for clips of 3 colours, {frames} frames and sides of {sides} pixels, got "
-                f"{' x '.join(map(str, clips.shape[1:]))}; --dynamic length --dynamic size of 'export' leave both open"
+                f"{' x '.join(map(str, shape))}; --dynamic length --dynamic size of 'export' leave both open"
             )
 
     def _run_prepared(self, clips: Tensor) -> Tensor:
@@ -421,15 +421,17 @@ def load_runner(source: str | os.PathLike[str], device: str | torch.device = "au
     path = Path(source).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: {'this is a folder, not a file' if path.is_dir() else 'no such file'}")
-    if path.suffix.lower() != ".pt2" and device == "auto":
-        device = "cpu"
-    return KINDS[path.suffix.lower()](path, choose_device(device))
+    return KINDS[path.suffix.lower()](path, choose_device(device, path))
 
 
-def choose_device(name: str | torch.device) -> torch.device:
-    """The device of this name; "auto" is the first CUDA GPU or else the CPU. InputError if it is not there."""
+def choose_device(name: str | torch.device, source: object = None) -> torch.device:
+    """The device of this name; "auto" is the first CUDA GPU that `source` can use or else the CPU.
+
+    InputError if it is not there.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        anywhere = not is_export(source) or str(source).lower().endswith(".pt2")
+        return torch.device("cuda" if anywhere and torch.cuda.is_available() else "cpu")
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch that was built without CUDA

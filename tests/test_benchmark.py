@@ -1,5 +1,6 @@
 """benchmark.py and what it is made of: what it measures and says, on a tiny network; never how long anything took."""
 
+import dataclasses
 import importlib.util
 import json
 import subprocess
@@ -22,11 +23,15 @@ from lightning_csn.benchmark_settings import Settings
 from lightning_csn.benchmark_ways import Way
 from lightning_csn.cli import main, make_parser
 from lightning_csn.errors import InputError
-from lightning_csn.models import depthwise, fold
+from lightning_csn.export import ENDINGS, NEEDED, export
+from lightning_csn.models import checkpoints, depthwise, fold, roofline
 from lightning_csn.models.depthwise import onednn
 from lightning_csn.models.fold import FoldedNetwork, cannot_pack
+from lightning_csn.models.network import create_network
+from lightning_csn.module import SCRATCH_CLIP, LitCSN
 
 TINY = ["--device=cpu", "--architecture=ircsn_tiny", "--clip=2x32x32", "--batch=2", "--repeats=2", "--steps=1"]
+FEW = ["--device=cpu", "--batch=2", "--repeats=2", "--steps=1"]  # of a network that is named
 
 
 @pytest.fixture(autouse=True)
@@ -167,6 +172,144 @@ def test_forms_are_those_that_can_run(options, missing, found, monkeypatch):
             benchmark_settings.check(args)
     else:
         assert list(benchmark_settings.check(args)[0].forms) == found
+
+
+def make_model(frames=4, side=32):
+    """A network with options and classes of its own."""
+    torch.manual_seed(1)  # the fresh ones that are measured have 0
+    clip = dataclasses.replace(SCRATCH_CLIP, frames=frames, short_side=side, crop=side, test_crop=side)
+    options = {"stem_pool": False, "norm_eps": 1e-5}
+    return LitCSN("ircsn_tiny", num_classes=3, clip=clip.to_dict(), network=options).eval()
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    """A model and its .pt2, which needs no other runtime."""
+    model, path = make_model(), tmp_path_factory.mktemp("exported") / "model.pt2"
+    export(model, path)
+    return model, path
+
+
+def settings_of(*argv):
+    return benchmark_settings.check(make_parser().parse_args(["benchmark", "infer", *FEW, "--forms", *argv]))[0]
+
+
+@pytest.mark.parametrize("to", ENDINGS)
+def test_exported_file_is_one_more_way_and_its_record_says_which_network_is_beside_it(to, capsys, tmp_path):
+    for package in NEEDED[to]:
+        pytest.importorskip(package)
+    path = tmp_path / f"mine{ENDINGS[to]}"
+    export(make_model(), path)
+    options = ["--forms", "folded", "--against", "eager", "--model", str(path)]
+    assert main(["benchmark", "infer", *FEW, *options, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    found = result["settings"]
+    assert (found["architecture"], found["clip"], found["num_classes"]) == ("ircsn_tiny", [4, 32, 32], 3)
+    assert found["network"] == make_model().network.trunk_options
+    ways = result["ways"]
+    assert [way["name"] for way in ways] == ["ours", "folded", path.name, "plain eager", "plain eager"]
+    runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch-export": "torch.export"}[to]
+    assert ways[2]["path"].startswith(runtime)
+    assert ways[2]["path"].endswith(", fp32")
+    assert len(ways[2]["seconds"]) == 2
+    assert result["ratios"]["plain eager"]["of"] == path.name
+    layers = roofline.layers("ircsn_tiny", (4, 32, 32), stem_pool=False)
+    assert result["floor"]["operations"] == 2 * 2 * sum(layer.multiply_adds * layer.count for layer in layers)
+
+
+def test_exported_file_stands_in_the_table_and_in_the_drawing(program, capsys, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    from matplotlib.axes import Axes
+
+    drawn, barh = [], Axes.barh
+    monkeypatch.setattr(
+        Axes, "barh", lambda self, names, *rest, **kw: drawn.extend(names) or barh(self, names, *rest, **kw)
+    )
+    path = str(program[1])
+    options = ["--forms", "--against", "eager", "--model", path, "--plot", str(tmp_path / "a.png")]
+    assert main(["benchmark", "infer", *FEW, *options]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == f"ircsn_tiny of {path}, clips 4x32x32, batch 2, fp32, medians of 2"
+    assert any(line.startswith("model.pt2    torch.export, PyTorch") for line in lines)
+    assert any(line.startswith("model.pt2 against plain eager (") for line in lines)
+    assert "model.pt2" in drawn
+
+
+def test_exported_file_gives_the_logits_of_its_own_weights_on_the_clips_of_all_ways(program):
+    model, path = program
+    settings = settings_of("--model", str(path))
+    clips = benchmark_ways.pixels(settings)
+    assert (clips.shape, clips.dtype) == ((2, 3, 4, 32, 32), torch.uint8)
+    way = benchmark_ways.ways_of(settings, ())[-1]
+    with torch.inference_mode():
+        expected = model.network(model.normalise(clips))
+    assert torch.allclose(benchmark_ways.make_step(way, settings, torch.device("cpu"))(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["trained", "folded"])
+def test_every_way_has_the_weights_that_are_named(form, tmp_path):
+    model = make_model()
+    folder = model.save_pretrained(tmp_path / "mine")
+    settings = settings_of("--model", str(folder))
+    assert (settings.architecture, settings.clip, settings.num_classes) == ("ircsn_tiny", (4, 32, 32), 3)
+    assert settings_of("--model", str(folder), "--clip=8x48x48").clip == (8, 48, 48)
+    assert [way.name for way in benchmark_ways.ways_of(settings, ())] == ["ours"]
+    step = benchmark_ways.make_step(Way("ours", "auto", "contiguous", form=form), settings, torch.device("cpu"))
+    with torch.inference_mode():
+        expected = model.network(benchmark_ways.normalised(benchmark_ways.pixels(settings)))
+    assert torch.allclose(step(), expected, atol=1e-5)
+
+
+def test_clip_of_another_size_is_for_files_that_leave_it_open(tmp_path):
+    path = tmp_path / "open.pt2"
+    export(make_model(10, 40), path, dynamic=["length", "size"])
+    assert settings_of("--model", str(path)).clip == (10, 40, 40)
+    assert settings_of("--model", str(path), "--clip=9x34x48").clip == (9, 34, 48)
+    with pytest.raises(InputError, match=r"--clip 8x34x48: .*open\.pt2 was exported for .* 9 or more frames"):
+        settings_of("--model", str(path), "--clip=8x34x48")
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [
+        (
+            "--architecture=ircsn_50",
+            r"--architecture ircsn_50: .*model\.pt2 is of ircsn_tiny; leave --architecture out",
+        ),
+        (
+            "--clip=4x32x48",
+            r"--clip 4x32x48: .*model\.pt2 was exported for clips of .* 4 frames and sides of 32 pixels",
+        ),
+        (
+            "--precision=bf16",
+            r"--precision bf16: .*model\.pt2 computes in fp32, and is measured beside networks in fp32",
+        ),
+    ],
+)
+def test_options_that_contradict_the_file_are_refused(option, words, program):
+    with pytest.raises(InputError, match=words):
+        settings_of("--model", str(program[1]), option)
+
+
+def test_options_that_agree_with_the_file_may_be_given(program):
+    given = ["--architecture=ircsn_tiny", "--clip=4x32x32", "--precision=fp32"]
+    assert settings_of("--model", str(program[1]), *given) == settings_of("--model", str(program[1]))
+
+
+def test_weights_that_cannot_be_measured_as_they_are_say_what_is_missing(tmp_path):
+    def save(name, **options):
+        network = create_network("ircsn_tiny", num_classes=3, **options)
+        checkpoints.save(network, checkpoints.Checkpoint(architecture="ircsn_tiny", num_classes=3), tmp_path / name)
+        return str(tmp_path / name)
+
+    mine = save("mine")
+    with pytest.raises(InputError, match="mine does not say how clips must look: add --clip 32x224x224"):
+        settings_of("--model", mine)
+    assert settings_of("--model", mine, "--clip=4x32x32").clip == (4, 32, 32)
+    with pytest.raises(InputError, match="flow takes clips of 2 colours; 3 are measured"):
+        settings_of("--model", save("flow", in_channels=2), "--clip=4x32x32")
+    with pytest.raises(InputError, match=f"--architecture ircsn_50: {mine} is of ircsn_tiny"):
+        settings_of("--model", mine, "--clip=4x32x32", "--architecture=ircsn_50")
 
 
 def test_floor_of_training_is_three_times_that_of_inference(capsys):

@@ -11,7 +11,7 @@ from lightning_csn import runner
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
-from lightning_csn.runner import ExportRecord, NetworkRunner, is_export, load_runner
+from lightning_csn.runner import ExportRecord, NetworkRunner, choose_device, is_export, load_runner
 
 CLIP = ClipSpec(
     frames=4, step=1, fps=None, short_side=48, crop=48, test_crop=48, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)
@@ -58,6 +58,12 @@ def test_exports_are_told_by_their_ending(name, tmp_path):
     assert is_export(name)
     with pytest.raises(InputError, match="no such file"):
         load_runner(tmp_path / name)
+
+
+def test_the_gpu_is_chosen_for_what_can_use_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    kinds = {source: choose_device("auto", source).type for source in (None, "ircsn_50", "a.PT2", "a.onnx", "a.xml")}
+    assert kinds == {None: "cuda", "ircsn_50": "cuda", "a.PT2": "cuda", "a.onnx": "cpu", "a.xml": "cpu"}
 
 
 @pytest.mark.parametrize(

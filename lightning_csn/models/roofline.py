@@ -7,7 +7,7 @@ written to memory; weights are small beside them. An element takes 2 bytes in fp
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +44,16 @@ class Layer:
         return self.channels_in * math.prod(self.sizes_in) + self.channels * math.prod(self.sizes)
 
 
-def layers(architecture: str, clip: Sequence[int] = CLIP) -> list[Layer]:
+def layers(architecture: str, clip: Sequence[int] = CLIP, **options: Any) -> list[Layer]:
     """The convolutions of a network for one clip (frames, height, width), in order; equal ones are counted.
+
+    options: of create_network, here and below.
 
     >>> [layer.count for layer in layers("ircsn_50") if layer.kind == "depthwise"]
     [3, 1, 3, 1, 5, 1, 2]
     """
     counts: dict[Layer, int] = {}
-    for module, x, out in _walk(architecture, clip, nn.Conv3d):
+    for module, x, out in _walk(architecture, clip, nn.Conv3d, options):
         kernel = math.prod(module.kernel_size)
         kind = "depthwise" if isinstance(module, DepthwiseConv3d) else "1x1x1" if kernel == 1 else "dense"
         operations = out.numel() * kernel * module.in_channels // module.groups
@@ -61,9 +63,9 @@ def layers(architecture: str, clip: Sequence[int] = CLIP) -> list[Layer]:
     return [Layer(**{**vars(layer), "count": count}) for layer, count in counts.items()]
 
 
-def depthwise_layers(architecture: str, clip: Sequence[int] = CLIP) -> list[Layer]:
+def depthwise_layers(architecture: str, clip: Sequence[int] = CLIP, **options: Any) -> list[Layer]:
     """The depthwise convolutions among `layers`."""
-    return [layer for layer in layers(architecture, clip) if layer.kind == "depthwise"]
+    return [layer for layer in layers(architecture, clip, **options) if layer.kind == "depthwise"]
 
 
 @dataclass(frozen=True)
@@ -78,10 +80,10 @@ class Traffic:
         return Traffic(self.eager + other.eager, self.ours + other.ours, self.floor + other.floor)
 
 
-def traffic(architecture: str, clip: Sequence[int] = CLIP) -> Traffic:
+def traffic(architecture: str, clip: Sequence[int] = CLIP, **options: Any) -> Traffic:
     """Of all bottlenecks of a network: what stride 1 costs is in fused.FORWARD, here with strides and projections."""
     total = Traffic(0, 0, 0)
-    for block, x, out in _walk(architecture, clip, Bottleneck):
+    for block, x, out in _walk(architecture, clip, Bottleneck, options):
         places, places_out = math.prod(x.shape[2:]), math.prod(out.shape[2:])  # P before and Q after the stride
         width = out.shape[1] // 4
         before, after = width * places, width * places_out
@@ -99,11 +101,13 @@ def traffic(architecture: str, clip: Sequence[int] = CLIP) -> Traffic:
     return total
 
 
-def _walk(architecture: str, clip: Sequence[int], kind: type[nn.Module]) -> Iterator[tuple[Any, Any, Any]]:
+def _walk(
+    architecture: str, clip: Sequence[int], kind: type[nn.Module], options: Mapping[str, Any]
+) -> Iterator[tuple[Any, Any, Any]]:
     """Modules of a kind, with the input and the output that they have for one clip, without computing anything."""
     found: list[tuple[Any, Any, Any]] = []
     with torch.device("meta"), torch.no_grad(), depthwise_backend("reference"):
-        network: ResNet3D = create_network(architecture).eval()
+        network: ResNet3D = create_network(architecture, **options).eval()
         for module in network.modules():
             if isinstance(module, kind):
                 module.register_forward_hook(lambda module, inputs, out: found.append((module, inputs[0], out)))
