@@ -35,9 +35,6 @@ def check_data_options(parser: ArgumentParser) -> None:
         "--model", metavar="NAME|FILE|FOLDER|ADDRESS", help="say what the clip of these weights does with the videos"
     )
     parser.add_argument("--clip", metavar="JSON", help="the same for this clip; with --model, in place of its values")
-    parser.add_argument(
-        "--frames-fps", type=seconds, metavar="N", help="as --data.frames_fps of fit, for folders of pictures"
-    )
     parser.add_argument("--decode", action="store_true", help="decode every frame too, which finds damage inside files")
     parser.add_argument(
         "--index",

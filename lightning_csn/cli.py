@@ -24,6 +24,7 @@ from lightning_csn import __version__
 from lightning_csn.average import average_options, run_average
 from lightning_csn.benchmark import benchmark_options, run_benchmark
 from lightning_csn.check_data import check_data_options, run_check_data
+from lightning_csn.data_source import view_options
 from lightning_csn.errors import InputError
 from lightning_csn.export_model import export_options, run_export
 from lightning_csn.extract_features import features_options, run_features
@@ -71,14 +72,7 @@ def classify_options(parser: ArgumentParser) -> None:
         f"{KINETICS_MODEL} knows the 400 activities of Kinetics; 'lightning-csn checkpoints' lists all. A file is one "
         "that fit wrote (.ckpt), weights of any project, or what 'lightning-csn export' wrote (.onnx, .xml, .pt2)",
     )
-    parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
-    parser.add_argument(
-        "--crops",
-        type=lambda text: int(text) if text.isdecimal() else text,
-        choices=(1, 3, 10, "full"),
-        default=1,
-        help="squares per clip, or full for whole pictures; default 1, the middle",
-    )
+    view_options(parser)
     parser.add_argument("--top", type=positive, default=5, metavar="K", help="classes per answer; default 5")
     parser.add_argument("--every", type=seconds, metavar="SECONDS", help="a timeline too: an answer for every so many")
     parser.add_argument("--json", action="store_true", help="answers as JSON")
@@ -93,12 +87,6 @@ def classify_options(parser: ArgumentParser) -> None:
         "--labelled", action="store_true", help="videos lie in folders that are called like their class: check answers"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, mps; default the GPU where there is one")
-    parser.add_argument(
-        "--exact",
-        action="store_true",
-        help="run the network layer by layer as it was trained, and not its folded form, which is quicker and equal "
-        "but for rounding",
-    )
     parser.add_argument(
         "--workers", type=natural, metavar="N", help="processes that read videos; default one per processor, 8 at most"
     )

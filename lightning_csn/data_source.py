@@ -1,4 +1,7 @@
-"""The options by which check-data, pack and features name a data set, what is found by them, and the bar of how far."""
+"""Options that several commands have: by which they name a data set, and say how often a network looks at a video.
+
+And what is found by the former, and the bar of how far.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,48 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-def source_options(parser: ArgumentParser) -> None:
-    """Options of VideoDataModule that say which videos; ROOT is the command's own."""
-    from lightning_csn.cli import positive
+def source_options(parser: ArgumentParser, frames_fps: str = "for folders of pictures") -> None:
+    """Options of VideoDataModule that say which videos; ROOT is the command's own.
+
+    frames_fps: what --frames-fps is to the command.
+    """
+    from lightning_csn.cli import seconds
 
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}-list", metavar="FILE", help=f"as --data.{split}_list of fit")
-    parser.add_argument("--layout", metavar="NAME", help="how the videos are laid out; default: found out")
-    parser.add_argument("--fold", type=positive, default=1, metavar="N", help="of official splits; default 1")
+    layout_options(parser)
     parser.add_argument("--classes", nargs="+", metavar="NAME", help="in their order; or one file, with one in a line")
+    parser.add_argument("--frames-fps", type=seconds, metavar="N", help=f"as --data.frames_fps of fit, {frames_fps}")
+
+
+def layout_options(parser: ArgumentParser) -> None:
+    """How the videos of ROOT lie."""
+    from lightning_csn.cli import positive
+
+    parser.add_argument("--layout", metavar="NAME", help="how the videos are laid out; default: found out")
+    parser.add_argument(
+        "--fold", type=positive, default=1, metavar="N", help="which official split, where there are several; default 1"
+    )
+
+
+def view_options(parser: ArgumentParser) -> None:
+    """How often a network looks at a video, and in which of its forms."""
+    from lightning_csn.cli import positive
+
+    parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
+    parser.add_argument(
+        "--crops",
+        type=lambda text: int(text) if text.isdecimal() else text,
+        choices=(1, 3, 10, "full"),
+        default=1,
+        help="squares per clip, or full for whole pictures; default 1, the middle",
+    )
+    parser.add_argument(
+        "--exact",
+        action="store_true",
+        help="run the network layer by layer as it was trained, and not its folded form, which is quicker and equal "
+        "but for rounding",
+    )
 
 
 def find_source(args: Namespace) -> Collection:

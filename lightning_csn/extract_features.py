@@ -9,7 +9,7 @@ import os
 import warnings
 from argparse import ArgumentParser, Namespace
 
-from lightning_csn.data_source import named_classes, source_options
+from lightning_csn.data_source import named_classes, source_options, view_options
 from lightning_csn.errors import InputError, SharedError
 
 ALL_READ, SOME_UNREADABLE = 0, 2
@@ -17,7 +17,7 @@ ALL_READ, SOME_UNREADABLE = 0, 2
 
 def features_options(parser: ArgumentParser) -> None:
     """Options of `features`."""
-    from lightning_csn.cli import DEFAULT_MODEL, KINETICS_MODEL, natural, positive, seconds
+    from lightning_csn.cli import DEFAULT_MODEL, KINETICS_MODEL, natural, positive
 
     parser.add_argument("root", nargs="?", metavar="ROOT", help="the videos, as --data.root of fit")
     source_options(parser)
@@ -50,17 +50,7 @@ def features_options(parser: ArgumentParser) -> None:
         help="of each view, the last map's mean over space at each of its steps in time, one for eight frames, with "
         "the seconds of each step",
     )
-    parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
-    parser.add_argument(
-        "--crops",
-        type=lambda text: int(text) if text.isdecimal() else text,
-        choices=(1, 3, 10, "full"),
-        default=1,
-        help="squares per clip, or full for whole pictures; default 1, the middle",
-    )
-    parser.add_argument(
-        "--frames-fps", type=seconds, metavar="N", help="as --data.frames_fps of fit, for folders of pictures"
-    )
+    view_options(parser)
     parser.add_argument("--accelerator", default="auto", help="cpu, gpu, ...; default the GPU where there is one")
     parser.add_argument(
         "--devices",
@@ -71,9 +61,6 @@ def features_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--nodes", type=positive, default=1, metavar="N", help="machines, started by torchrun or SLURM")
     parser.add_argument("--precision", default="32-true", help="as --trainer.precision of fit; default %(default)s")
-    parser.add_argument(
-        "--exact", action="store_true", help="run the network as it was trained, and not its quicker form"
-    )
     parser.add_argument(
         "--workers", type=natural, metavar="N", help="processes that read videos, for each device; default one per "
         "processor, 8 at most"

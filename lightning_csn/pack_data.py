@@ -28,18 +28,12 @@ def pack_options(parser: ArgumentParser) -> None:
 
     parser.add_argument("root", metavar="ROOT", help="the videos, as --data.root of fit")
     parser.add_argument("out", metavar="OUT", help="a new folder for the shards and their index")
-    source_options(parser)
+    source_options(parser, frames_fps="the rate of folders of pictures, once packed; default 25")
     parser.add_argument(
         "--short-side", type=positive, metavar="PIXELS", help="of larger videos, once packed; default 256"
     )
     parser.add_argument("--gop", type=positive, metavar="FRAMES", help="most between keyframes; default 32")
     parser.add_argument("--crf", type=float, metavar="N", help="of x264: lower is better and larger; default 23")
-    parser.add_argument(
-        "--frames-fps",
-        type=seconds,
-        metavar="N",
-        help="as --data.frames_fps of fit: the rate of folders of pictures, once packed; default 25",
-    )
     parser.add_argument("--copy", action="store_true", help="put the files in as they are; nothing is encoded")
     parser.add_argument(
         "--shard-size", type=size_bytes, default=256_000_000, metavar="SIZE", help="at most; default 256MB"

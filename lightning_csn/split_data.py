@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from lightning_csn.data.samples import Sample
+from lightning_csn.data_source import layout_options
 from lightning_csn.errors import InputError
 
 CLASSES_FILE = "classes.txt"
@@ -32,10 +33,7 @@ def split_data_options(parser: ArgumentParser) -> None:
         help="videos whose paths have the same match, or the same first group in brackets, stay together, such as "
         "'person(\\d+)_'; UCF101's groups are found without it",
     )
-    parser.add_argument("--layout", metavar="NAME", help="how ROOT lies; default: found out")
-    parser.add_argument(
-        "--fold", type=int, default=1, metavar="N", help="which official split, where there are several"
-    )
+    layout_options(parser)
     parser.epilog = (
         "Every class gets about the same shares; what belongs together stays together: parts of one video,\n"
         "files with the same bytes, groups.\n"

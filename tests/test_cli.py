@@ -123,6 +123,10 @@ for argv in (["--help"], *pages, ["checkpoints"]):
         (["clasify", "a.mp4"], "invalid choice: 'clasify'"),
         (["classify"], "the following arguments are required: VIDEO"),
         (["classify", "a.mp4", "--clips", "0"], "a whole number of 1 or more is needed, got 0"),
+        (["features", "videos", "--clips", "0"], "a whole number of 1 or more is needed, got 0"),
+        (["classify", "a.mp4", "--crops", "2"], "argument --crops: invalid choice: 2"),
+        (["features", "videos", "--crops", "2"], "argument --crops: invalid choice: 2"),
+        (["split-data", "videos", "lists", "--fold", "0"], "a whole number of 1 or more is needed, got 0"),
         (["classify", "a.mp4", "--every", "-1"], "a number of seconds above 0 is needed, got -1"),
         (["classify", "a.mp4", "--model", "ircsn_152_ig65"], "no file or folder; the nearest are ircsn_"),
         (["classify", "a.mp4", "--device", "abacus"], "device 'abacus' cannot be used"),
@@ -153,6 +157,24 @@ def test_wrong_input_gets_a_message_and_2(argv, message, capsys, tmp_path, monke
     assert message in shown.err
     assert "Traceback" not in shown.err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("argv", [["classify", "a.mp4"], ["features", "videos"]])
+def test_views_and_the_form_of_the_network_are_said_alike(argv):
+    parse = cli.make_parser().parse_args
+    first = parse(argv)
+    assert (first.clips, first.crops, first.exact) == (10, 1, False)
+    other = parse([*argv, "--clips=3", "--crops=full", "--exact"])
+    assert (other.clips, other.crops, other.exact) == (3, "full", True)
+    assert parse([*argv, "--crops=10"]).crops == 10
+
+
+@pytest.mark.parametrize("argv", [["check-data", "videos"], ["pack", "videos", "out"], ["features", "videos"]])
+def test_a_data_set_is_named_alike(argv):
+    given = ["--train-list=a.txt", "--layout=kinetics", "--fold=2", "--classes", "up", "down", "--frames-fps=12.5"]
+    args = cli.make_parser().parse_args([*argv, *given])
+    assert (args.train_list, args.layout, args.fold) == ("a.txt", "kinetics", 2)
+    assert (args.classes, args.frames_fps) == (["up", "down"], 12.5)
 
 
 @pytest.mark.parametrize(
