@@ -160,7 +160,7 @@ EPILOGS = {
         "OpenVINO run what 'lightning-csn export' writes; they take pixels, and to normalise them (a small part) is\n"
         "in their time. int8 is calibrated on noise here: its speed is right, its answers are not.\n"
         "A file of --model takes the same clips as pixels, and runs as classify runs it. The networks beside it have\n"
-        "its architecture, and weights of their own: its are in the file alone.\n"
+        "its architecture, in fp32, and weights of their own: its are in the file alone.\n"
         "X PLAIN: how many times as fast as the contiguous plain network. On a CPU the floor's matrix product is\n"
         "PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to pass, as the commands do, and\n"
         "the plain networks give it back, as programs do that do not ask for more.\n\n"
