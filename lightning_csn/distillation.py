@@ -19,6 +19,7 @@ from torch import Tensor
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
 from lightning_csn.models import checkpoints
+from lightning_csn.models.pixels import colours
 from lightning_csn.runner import is_export
 
 _log = logging.getLogger(__name__)
@@ -46,9 +47,7 @@ class Teacher:
         self._order = order_of_classes(source, record.classes, classes, loaded.network.num_classes, num_classes)
         self.network = loaded.network.requires_grad_(requires_grad=False)
         # What was normalised for the one network, (p - mean) / std, as the other takes it.
-        mean, std, own_mean, own_std = (
-            torch.tensor(values).view(-1, 1, 1, 1) for values in (clip.mean, clip.std, own.mean, own.std)
-        )
+        (mean, std), (own_mean, own_std) = colours(clip), colours(own)
         self._scale, self._shift = std / own_std, (mean - own_mean) / own_std
         _log.info("teacher: %s, %s, of the same %d classes", source, loaded.network.architecture, num_classes)
         other = [line for line in own.differences(clip) if line.split()[0] not in ("mean", "std")]

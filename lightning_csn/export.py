@@ -36,6 +36,7 @@ from lightning_csn import __version__
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.models.fold import fold
+from lightning_csn.models.pixels import colours, normalised
 from lightning_csn.predict import evaluating
 from lightning_csn.runner import (
     DYNAMIC,
@@ -82,11 +83,9 @@ class Quantisation:
 
     def inputs(self, record: ExportRecord) -> list[np.ndarray]:
         """The calibration clips as the graph takes them, one at a time."""
-        spec = ClipSpec.from_dict(record.clip)
-        mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (spec.mean, spec.std))
-        clips = self.calibration
-        normal = clips if record.normalised == "inside" else [(clip.float() / 255 - mean) / std for clip in clips]
-        return [clip[None].numpy() for clip in normal]
+        mean, std = colours(ClipSpec.from_dict(record.clip))
+        inside = record.normalised == "inside"
+        return [(clip if inside else normalised(clip, mean, std))[None].numpy() for clip in self.calibration]
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ class Graph(nn.Module):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Logits (N, K) of clips (N, C, T, H, W): pixels, uint8, if the normalisation is inside; else normalised."""
-        return self.network((clips.float() / 255 - self.mean) / self.std if self.inside else clips)
+        return self.network(normalised(clips, self.mean, self.std) if self.inside else clips)
 
 
 def export(

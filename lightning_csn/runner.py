@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
 from lightning_csn.models.checkpoints import Checkpoint, Loaded
+from lightning_csn.models.pixels import colours, normalised
 
 if TYPE_CHECKING:
     import openvino
@@ -161,14 +162,13 @@ class ExportRunner(Runner):
         self.classes = record.classes
         self.num_classes, self.multi_label = record.num_classes, record.multi_label
         self.device = device
-        self._mean = torch.tensor(self.clip.mean, device=device).view(-1, 1, 1, 1)
-        self._std = torch.tensor(self.clip.std, device=device).view(-1, 1, 1, 1)
+        self._mean, self._std = colours(self.clip, device)
 
     def _run(self, clips: Tensor) -> Tensor:
         self.check_size(clips.shape[1:])
         clips = clips.to(self.device)
         if self.record.normalised == "outside":
-            clips = (clips.float() / 255 - self._mean) / self._std
+            clips = normalised(clips, self._mean, self._std)
         return self._run_prepared(clips.contiguous())
 
     def check_size(self, shape: Sequence[int]) -> None:
