@@ -29,17 +29,16 @@ from torch import Tensor, nn
 from lightning_csn import __version__
 from lightning_csn.answers import Answers, Counts, Record, make_record, readable, record_key
 from lightning_csn.clip import ClipSpec
+from lightning_csn.clip_module import ClipModule
 from lightning_csn.data.samples import Label, Part, Sample
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.many import RecordWriter, VideoBar
 from lightning_csn.models import checkpoints
-from lightning_csn.models.fold import FoldedNetwork, cannot_pack, fold
 from lightning_csn.models.network import ResNet3D
 from lightning_csn.module import LitCSN
 from lightning_csn.runner import ExportedNetwork, is_export, versions_of
 from lightning_csn.scores import hash_weights
-from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
 
@@ -298,7 +297,7 @@ class LabelledVideos(VideoDataModule):
         return [sample._replace(label=-1, video=video) for video, sample in enumerate(found)]
 
 
-class FeatureExtractor(L.LightningModule):
+class FeatureExtractor(ClipModule):
     """A network whose predict_step gives features.
 
     per: "video", features (B, D) that are the mean over its views; "view", (B, V, D); or "step", (B, V, S, D), the last
@@ -308,8 +307,6 @@ class FeatureExtractor(L.LightningModule):
     """
 
     classes = None  # those of the data are the labels'
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -321,18 +318,14 @@ class FeatureExtractor(L.LightningModule):
         views_per_pass: int = 8,
         source: str = "",
     ) -> None:
-        super().__init__()
         check_choice("per", per, PER)
         if isinstance(network, ExportedNetwork):
             raise InputError(
                 f"{network.runner.source} is an exported file, which gives logits and no features; name the weights "
                 "that it was made of"
             )
-        self.network = network
-        self.clip, self.per, self.exact, self.views_per_pass, self.source = clip, per, exact, views_per_pass, source
-        self.register_buffer("mean", torch.tensor(clip.mean).view(-1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(clip.std).view(-1, 1, 1, 1), persistent=False)
-        self._quick: FoldedNetwork | None = None
+        super().__init__(network, clip)
+        self.per, self.exact, self.views_per_pass, self.source = per, exact, views_per_pass, source
 
     @classmethod
     def of(cls, model: LitCSN | str | Path, **options: Any) -> FeatureExtractor:
@@ -348,10 +341,10 @@ class FeatureExtractor(L.LightningModule):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Features, float32, of clips, uint8 (B, V, C, T, H, W)."""
-        network = self._quick or self.network
+        network = self.inference_network()
         found = []
         for some in clips.flatten(0, 1).split(self.views_per_pass):
-            last = network.forward_features((some.to(self.mean.dtype) / 255 - self.mean) / self.std)  # (N, D, S, H, W)
+            last = network.forward_features(self.normalise(some))  # (N, D, S, H, W)
             if self.per == "step":
                 found.append(last.float().mean((3, 4)).transpose(1, 2))  # (N, S, D)
             else:
@@ -364,20 +357,6 @@ class FeatureExtractor(L.LightningModule):
         features = self(batch["clips"]) if len(batch["videos"]) else torch.empty(0)
         return {"videos": batch["videos"], "features": features, "unreadable": batch["unreadable"]}
 
-    def on_predict_start(self) -> None:
-        """Take the quick form where it is one."""
-        whole = holds_whole_weights(self.trainer.strategy)
-        plain = str(self.trainer.precision) == "32-true" and cannot_pack(self.device.type, torch.float32) is None
-        if whole and plain and not self.exact:
-            try:
-                self._quick = fold(self.network)
-            except InputError as error:  # a layer was exchanged for another
-                _log.info("the network runs as it was trained: %s", error)
-
-    def on_predict_end(self) -> None:
-        """The weights may change from here on."""
-        self._quick = None
-
     def describe(self) -> dict[str, Any]:
         """What the features depend on, but for the videos and their views, as plain values."""
         return {
@@ -385,7 +364,7 @@ class FeatureExtractor(L.LightningModule):
             "exact": self.exact,
             "per": self.per,
             "head_pooling": self.network.options["head_pooling"],
-            **{name: list(value) if isinstance(value, tuple) else value for name, value in self.clip.to_dict().items()},
+            **self.clip.to_dict(),
         }
 
 

@@ -19,16 +19,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import TorchSyncBatchNorm
-from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec
+from lightning_csn.clip_module import ClipModule
 from lightning_csn.distillation import Teacher, distillation_loss
 from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
@@ -44,12 +44,10 @@ from lightning_csn.metrics import (
 )
 from lightning_csn.models import checkpoints
 from lightning_csn.models.batchnorm import FREEZE, freeze_norms, frozen_norms, is_fresh, is_synchronised, live_norms
-from lightning_csn.models.fold import FoldedNetwork, cannot_pack, fold
-from lightning_csn.models.network import ResNet3D, check_options, create_network
+from lightning_csn.models.network import check_options, create_network
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
 from lightning_csn.precise_bn import SyncNorms
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
-from lightning_csn.sharding import holds_whole_weights
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -81,7 +79,7 @@ SCRATCH_CLIP = (
 )
 
 
-class LitCSN(L.LightningModule):
+class LitCSN(ClipModule):
     """A channel-separated network that trains, is tested at video level, and predicts.
 
     Training works on one clip of each video. Validation, test and prediction average the views that the data brings
@@ -161,12 +159,7 @@ class LitCSN(L.LightningModule):
         origin: Where the weights come from; filled in from `pretrained`.
     """
 
-    network: ResNet3D
-    exact = False  # whether answers come from the network as it was trained, and never from its quicker form
-    clip: ClipSpec
     classes: list[str] | None
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -209,7 +202,6 @@ class LitCSN(L.LightningModule):
         compile: bool | str = False,
         origin: dict[str, Any] | None = None,
     ) -> None:
-        super().__init__()
         check_choice("average", average, AVERAGES)
         check_choice("freeze_bn", freeze_bn, FREEZE)
         check_count("views_per_pass", views_per_pass)
@@ -248,31 +240,25 @@ class LitCSN(L.LightningModule):
         if pretrained is None:
             if num_classes is None:
                 raise InputError("how many classes? Pass num_classes or classes, or pretrained weights that have some")
-            self.network = create_network(architecture or "ircsn_50", num_classes=num_classes, **options)
-            self.classes = classes
-            self.clip = (
-                SCRATCH_CLIP if clip is None else clip if isinstance(clip, ClipSpec) else ClipSpec.from_dict(clip)
-            )
+            built = create_network(architecture or "ircsn_50", num_classes=num_classes, **options)
+            spec = SCRATCH_CLIP if clip is None else clip if isinstance(clip, ClipSpec) else ClipSpec.from_dict(clip)
         else:
             load = load_exported if is_export(pretrained) else checkpoints.load
             loaded = load(pretrained, num_classes=num_classes, classes=classes, clip=clip, **options)
-            self.network = loaded.network.train()
-            if architecture not in (None, self.network.architecture):
-                raise InputError(f"{pretrained} is of architecture {self.network.architecture}, not {architecture}")
-            if self.network.num_classes == 0:
+            built, spec = loaded.network.train(), loaded.checkpoint.clip_spec()
+            if architecture not in (None, built.architecture):
+                raise InputError(f"{pretrained} is of architecture {built.architecture}, not {architecture}")
+            if built.num_classes == 0:
                 raise InputError(f"{pretrained} has no classes of its own; pass num_classes or classes")
-            self.classes = loaded.checkpoint.classes
-            self.clip = loaded.checkpoint.clip_spec()
+            classes = loaded.checkpoint.classes
             origin = loaded.checkpoint.to_dict()
             multi_label = loaded.checkpoint.multi_label if multi_label is None else multi_label
+        super().__init__(built, spec)
+        self.classes = classes
         multi_label = bool(multi_label)
         self.network.set_grad_checkpointing(stages=checkpointing)
         freeze_norms(self.network, freeze_bn)
         self._as_loaded = pretrained is not None  # until training changes the weights
-        self._folded: tuple[list[Any], FoldedNetwork | None] | None = None  # of what it was made, and the form
-
-        self.register_buffer("mean", torch.tensor(self.clip.mean).view(-1, 1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(self.clip.std).view(-1, 1, 1, 1), persistent=False)
         self.val_scores = VideoScores(self.num_classes, multi_label=multi_label)
         self.test_scores = VideoScores(self.num_classes, multi_label=multi_label)
         check_class_weights(class_weights, self.num_classes)
@@ -411,50 +397,6 @@ class LitCSN(L.LightningModule):
         network = self.inference_network()
         logits = torch.cat([network(self.normalise(some)) for some in views])  # (B*V, K)
         return logits.float().unflatten(0, clips.shape[:2])  # (B, V, K)
-
-    def inference_network(self) -> nn.Module:
-        """What answers: the folded form of the network (models/fold.py) where that is known to be quicker and gives the
-        same logits but for rounding, and else the network itself.
-
-        The folded form is for eval mode without gradients on an x86 CPU in fp32, in test, prediction and calls of the
-        model. Validation has the network itself, and so has everything if `exact` is set, under autocast, where hooks
-        wait for what is inside, and where the weights lie on several devices. The form is made again once the weights
-        have changed; a change through `.data`, which leaves no trace, is seen at the beginning of the next test or
-        prediction.
-        """
-        made_of = (
-            None
-            if self.exact or isinstance(self.network, ExportedNetwork) or not self._may_fold()
-            else weights_and_versions(self.network)
-        )
-        if made_of is None:
-            return self.network
-        if self._folded is None or self._folded[0] != made_of:
-            form = None
-            try:
-                with torch.inference_mode(False):
-                    form = fold(self.network)
-            except InputError as error:  # a layer was exchanged for another
-                _log.info("the network runs as it was trained: %s", error)
-            self._folded = (made_of, form)
-        return self._folded[1] or self.network
-
-    def _may_fold(self) -> bool:
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or cannot_pack(self.device.type, torch.float32):
-            return False
-        trainer = self._trainer
-        if trainer is None or trainer.state.status != TrainerStatus.RUNNING:
-            return True
-        return trainer.state.fn in (TrainerFn.TESTING, TrainerFn.PREDICTING) and holds_whole_weights(trainer.strategy)
-
-    def normalise(self, clips: Tensor) -> Tensor:
-        """uint8 clips (N, C, T, H, W) as the network takes them; float clips are taken to be so already."""
-        if clips.dtype != torch.uint8 or isinstance(self.network, ExportedNetwork):  # which does it itself
-            return clips
-        normal = (clips.to(self.mean.dtype) / 255 - self.mean) / self.std
-        # On a CPU small networks run and train nearly twice as fast with the channels last in memory (ircsn_tiny, two
-        # cores); on a GPU that has not been measured.
-        return normal.contiguous(memory_format=torch.channels_last_3d) if normal.device.type == "cpu" else normal
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Warn, at the first batch of a run, of statistics of BatchNorm that are worth little."""
@@ -778,7 +720,7 @@ class LitCSN(L.LightningModule):
         The learning rates begin, or go on, as the training is now.
         """
         self._as_loaded = False
-        self._folded = None
+        self._quick.forget()
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, RateSchedule):
                 config.scheduler.follow(self.trainer)
@@ -790,13 +732,9 @@ class LitCSN(L.LightningModule):
 
     def on_test_start(self) -> None:
         """Nothing is left of a test that was interrupted, nor of weights that are no more."""
-        self._folded = None
+        super().on_test_start()
         self.test_scores.reset()
         self._unreadable = {}
-
-    def on_predict_start(self) -> None:
-        """Nothing is left of weights that are no more."""
-        self._folded = None
 
     def on_validation_start(self) -> None:
         """The same network on all processes: that of process 0, which checkpoints hold; and nothing is left of a
@@ -860,38 +798,6 @@ def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:
     from lightning_csn.mixing import Mixer  # brings torchvision, which takes a second
 
     return Mixer(num_classes, mixup=mixup, cutmix=cutmix)
-
-
-class Same:
-    """Equal to another one if both hold the same thing."""
-
-    def __init__(self, thing: object) -> None:
-        self.thing = thing
-
-    def __eq__(self, other: object) -> bool:
-        """By identity."""
-        return isinstance(other, Same) and other.thing is self.thing
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-def weights_and_versions(network: nn.Module) -> list[Any] | None:
-    """What changes if the answers of a network do, compared by identity; None unless it is a ResNet3D in eval mode and
-    fp32 through and through, without hooks that wait for what is inside, and not compiled.
-    """
-    if type(network) is not ResNet3D:
-        return None
-    made_of: list[Any] = [dict(network.options)]
-    for module in network.modules():
-        if module.training or module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl:
-            return None
-        for tensor in (*module._parameters.values(), *module._buffers.values()):
-            if tensor is None:
-                continue
-            if tensor.is_inference() or tensor.dtype not in (torch.float32, torch.int64):
-                return None
-            made_of.append((Same(tensor), tensor.data_ptr(), tensor._version))
-    return made_of
 
 
 def check_class_weights(weights: Sequence[float] | str | None, num_classes: int) -> None:

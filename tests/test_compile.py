@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lightning_csn import module
 from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError
+from lightning_csn.models import fold as fold_module
 from lightning_csn.models.batchnorm import measure_statistics
-from lightning_csn.models.fold import cannot_pack
+from lightning_csn.models.fold import cannot_pack, fold
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
 from lightning_csn.precise_bn import PreciseBatchNorm
@@ -107,8 +107,8 @@ def test_a_run_goes_on_compiled_or_not_as_if_it_had_been_so_throughout(make_trai
 
 
 def test_validation_runs_the_network_itself_and_a_test_its_folded_form(make_trainer, tmp_path, programs, monkeypatch):
-    folded, fold = [], module.fold
-    monkeypatch.setattr(module, "fold", lambda network: folded.append(network) or fold(network))
+    folded = []
+    monkeypatch.setattr(fold_module, "fold", lambda network: folded.append(network) or fold(network))
     model, trainer = make_model(compile="counting"), make_trainer(max_epochs=1)
     trainer.fit(model, loader(), loader(20))
     assert len(programs) == 1  # that of training

@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_csn import features
 from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.dataset import VideoDataset
 from lightning_csn.errors import InputError
 from lightning_csn.features import FeatureExtractor, LabelledVideos, extract_features, read_features
 from lightning_csn.models import checkpoints
+from lightning_csn.models import fold as fold_module
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
 
@@ -113,8 +113,8 @@ def test_the_views_of_a_clip_have_its_times(model, video_folder, tmp_path):
 
 def test_the_quick_form_is_taken_unless_it_is_to_be_exact(model, video_folder, tmp_path, monkeypatch):
     folded = []
-    monkeypatch.setattr(features, "cannot_pack", lambda device, dtype: None)
-    monkeypatch.setattr(features, "fold", lambda network: folded.append(network) or network)
+    monkeypatch.setattr(fold_module, "cannot_pack", lambda device, dtype: None)
+    monkeypatch.setattr(fold_module, "fold", lambda network: folded.append(network) or network)
     extract(model, videos(video_folder), tmp_path / "exact.npz", exact=True)
     assert folded == []
     extract(model, videos(video_folder), tmp_path / "quick.npz")

@@ -16,6 +16,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
     "data": {f"data.{path.stem}" for path in (PACKAGE / "data").glob("*.py")},
     "roof": {
         "module",
+        "clip_module",
         "metrics",
         "optimizer",
         "unfreezing",

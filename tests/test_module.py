@@ -16,11 +16,11 @@ import torch
 from huggingface_hub import constants
 from torch.utils.data import DataLoader
 
-from lightning_csn import module
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
 from lightning_csn.models import checkpoints
-from lightning_csn.models.fold import fold
+from lightning_csn.models import fold as fold_module
+from lightning_csn.models.fold import cannot_pack, fold
 from lightning_csn.module import LitCSN
 
 pytestmark = [
@@ -434,8 +434,8 @@ def forms(monkeypatch):
         made.append(fold(network, layout="channels_last"))
         return made[-1]
 
-    monkeypatch.setattr(module, "fold", folding)
-    monkeypatch.setattr(module, "cannot_pack", lambda device, dtype: None)
+    monkeypatch.setattr(fold_module, "fold", folding)
+    monkeypatch.setattr(fold_module, "cannot_pack", lambda device, dtype: None)
     return made
 
 
@@ -491,7 +491,7 @@ def test_what_needs_the_network_itself_has_it(forms, monkeypatch):
         assert model.inference_network() is model.network
         hook.remove()
         assert model.double().inference_network() is model.network
-        monkeypatch.setattr(module, "cannot_pack", lambda device, dtype: "elsewhere")
+        monkeypatch.setattr(fold_module, "cannot_pack", lambda device, dtype: "elsewhere")
         assert model.float().inference_network() is model.network
     assert not forms
 
@@ -504,7 +504,7 @@ def test_an_exchanged_layer_runs_as_it_was_trained_and_that_is_said_once(caplog)
         model(clips)
         model(clips)
     said = [line for line in caplog.messages if "runs as it was trained" in line]
-    assert len(said) == (module.cannot_pack("cpu", torch.float32) is None)
+    assert len(said) == (cannot_pack("cpu", torch.float32) is None)
 
 
 def test_training_and_validation_run_the_network_itself_and_a_test_the_folded_form(forms, make_trainer):

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import logging
 import platform
 import sys
 from collections.abc import Iterable, Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ from lightning_csn.models.network import Bottleneck, ResNet3D, Simple, pool_and_
 
 if TYPE_CHECKING:
     from lightning_csn.models.fold_int8 import Int8Network
+
+_log = logging.getLogger(__name__)
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 LAYOUTS = {
@@ -303,3 +306,74 @@ def folded(layers: nn.Module, dtype: torch.dtype, layout: str, *, relu: bool) ->
         weight = (conv.weight.double() * scale.view(-1, 1, 1, 1, 1)).to(dtype).contiguous(memory_format=LAYOUTS[layout])
         kind = PackedConvolution if layout == "packed" else FoldedConvolution
         return kind(weight, shift.to(dtype), conv, relu=relu)
+
+
+# ---------------------------------------------------------------- a form that follows its network
+
+
+class QuickForm:
+    """The folded form of a network for as long as the network stays as it is, and a new one once it has changed.
+
+    A change through `.data` leaves no trace, so that whoever may have made one has to `forget`.
+    """
+
+    def __init__(self) -> None:
+        self._made_of: list[Any] | None = None
+        self._form: FoldedNetwork | None = None  # None too where a layer was exchanged for one that cannot be folded
+
+    def of(self, network: nn.Module) -> FoldedNetwork | None:
+        """The form of a network as it is now, where that is known to be quicker, and gives the same answers.
+
+        None where gradients are counted, under autocast, elsewhere than on an x86 CPU, and for what
+        `weights_and_versions` does not know.
+        """
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            return None
+        made_of = weights_and_versions(network)
+        if made_of is None or cannot_pack(next(network.parameters()).device.type, torch.float32) is not None:
+            return None
+        if made_of != self._made_of:
+            form = None
+            try:
+                with torch.inference_mode(False):
+                    form = fold(cast(ResNet3D, network))
+            except InputError as error:  # a layer was exchanged for another
+                _log.info("the network runs as it was trained: %s", error)
+            self._made_of, self._form = made_of, form
+        return self._form
+
+    def forget(self) -> None:
+        """Make the form anew when it is asked for, and keep no memory for it until then."""
+        self._made_of = self._form = None
+
+
+class Same:
+    """Equal to another one if both hold the same thing."""
+
+    def __init__(self, thing: object) -> None:
+        self.thing = thing
+
+    def __eq__(self, other: object) -> bool:
+        """By identity."""
+        return isinstance(other, Same) and other.thing is self.thing
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def weights_and_versions(network: nn.Module) -> list[Any] | None:
+    """What changes if the answers of a network do, compared by identity; None unless it is a ResNet3D in eval mode and
+    fp32 through and through, without hooks that wait for what is inside, and not compiled.
+    """
+    if type(network) is not ResNet3D:
+        return None
+    made_of: list[Any] = [dict(network.options)]
+    for module in network.modules():
+        if module.training or module._forward_hooks or module._forward_pre_hooks or module._compiled_call_impl:
+            return None
+        for tensor in (*module._parameters.values(), *module._buffers.values()):
+            if tensor is None:
+                continue
+            if tensor.is_inference() or tensor.dtype not in (torch.float32, torch.int64):
+                return None
+            made_of.append((Same(tensor), tensor.data_ptr(), tensor._version))
+    return made_of
