@@ -2,7 +2,7 @@
 
 Hinton, Vinyals, Dean: "Distilling the Knowledge in a Neural Network", NIPS 2014 workshop, arXiv:1503.02531. Both see
 the same clip, mixed if it is mixed. Logits are divided by a temperature, which brings out what the teacher holds likely
-beside its first answer, and the loss is multiplied by its square, so that gradients stay as large.
+beside its first answer: see `distillation_loss` in loss.py.
 
 Shapes: N clips, C channels, T frames, H x W pixels, K classes.
 """
@@ -13,11 +13,11 @@ import logging
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
+from lightning_csn.loss import LABELS
 from lightning_csn.models import checkpoints
 from lightning_csn.models.pixels import colours
 from lightning_csn.runner import is_export
@@ -40,9 +40,8 @@ class Teacher:
         loaded = checkpoints.load(source)
         record, own = loaded.checkpoint, loaded.checkpoint.clip_spec()
         if record.multi_label != multi_label:
-            kinds = {False: "gives each video one class", True: "gives a video any number of classes (multi_label)"}
             raise InputError(
-                f"teacher {source}: it {kinds[record.multi_label]}, and the model {kinds[multi_label]}; take another"
+                f"teacher {source}: it {LABELS[record.multi_label]}, and the model {LABELS[multi_label]}; take another"
             )
         self._order = order_of_classes(source, record.classes, classes, loaded.network.num_classes, num_classes)
         self.network = loaded.network.requires_grad_(requires_grad=False)
@@ -71,26 +70,6 @@ class Teacher:
         own = inputs * self._scale.to(inputs) + self._shift.to(inputs)
         logits: Tensor = self.network(own.to(next(self.network.parameters()).dtype))
         return logits if self._order is None else logits[:, self._order]
-
-
-def distillation_loss(logits: Tensor, taught: Tensor, temperature: float, *, multi_label: bool) -> Tensor:
-    """How far the answers (N, K) are from the teacher's: 0 where they agree.
-
-    The Kullback-Leibler divergence of the softened answers, a mean over clips, times temperature squared; with
-    multi_label, of the yes or no of each class, a mean over classes too.
-
-    >>> same = torch.tensor([[1.0, -2.0, 0.5]])
-    >>> [round(distillation_loss(same, same + 1, 2.0, multi_label=several).item(), 3) for several in (False, True)]
-    [0.0, 0.111]
-    """
-    soft, goal = logits.float() / temperature, taught.float() / temperature
-    if multi_label:
-        share = goal.sigmoid()
-        own = F.binary_cross_entropy_with_logits(goal, share)  # what is left when they agree
-        loss = F.binary_cross_entropy_with_logits(soft, share) - own
-    else:
-        loss = F.kl_div(soft.log_softmax(-1), goal.log_softmax(-1), reduction="batchmean", log_target=True)
-    return loss * temperature**2
 
 
 def order_of_classes(

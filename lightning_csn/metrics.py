@@ -1,4 +1,5 @@
-"""What is made of the views of videos: their mean, the scores of a test to the last digit, and how both are told.
+"""What is made of the views of videos: their mean, the scores of a test to the last digit, and how both are told; and
+what is counted of an epoch of training.
 
 Shapes: B videos in a batch, N videos in all, V views of each, K classes.
 """
@@ -6,7 +7,7 @@ Shapes: B videos in a batch, N videos in all, V views of each, K classes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,53 @@ from torchmetrics.utilities import dim_zero_cat
 
 from lightning_csn.errors import InputError
 
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
 AVERAGES = ("probabilities", "logits")  # what may be averaged over views
 COUNTS = ("videos", "unreadable", "blank", "short")  # of VideoScores
+
+
+class EpochSums:
+    """What is summed over the steps of an epoch of training, by this process: a number for each of NAMES.
+
+    Of clips, how many were trained on, their losses, how many were answered right, and their distances from a teacher;
+    of videos, how many were unreadable or short.
+
+    >>> sums = EpochSums()
+    >>> sums.add(clips=4, unreadable=1, short=0, loss=6.0, right=3, distance=0.0)
+    >>> sums.figures(multi_label=False, taught=False)
+    {'train_loss_epoch': 1.5, 'train_unreadable': 1.0, 'train_short': 0.0, 'train_top1': 0.75}
+    """
+
+    NAMES = ("clips", "unreadable", "short", "loss", "right", "distance")
+
+    def __init__(self, sums: Sequence[float] = ()) -> None:
+        """Begin with these sums, in the order of NAMES; 0 where they are too few, as in older checkpoints."""
+        self._sums = torch.tensor(([*sums] + [0.0] * len(self.NAMES))[: len(self.NAMES)])
+
+    def add(self, device: torch.device | None = None, **numbers: float | Tensor) -> None:
+        """Add what a step has counted, by name; from then on the sums lie on this device."""
+        counted = [torch.as_tensor(numbers[name], dtype=torch.float32, device=device) for name in self.NAMES]
+        self._sums = self._sums.to(device) + torch.stack(counted)
+
+    def of_all(self, trainer: Trainer | None, device: torch.device) -> EpochSums:
+        """The sums of all processes, which call this together."""
+        sums = self._sums.to(device)
+        return EpochSums((sums if trainer is None else trainer.strategy.reduce(sums, reduce_op="sum")).tolist())
+
+    def to_list(self) -> list[float]:
+        """In the order of NAMES, for a checkpoint."""
+        return self._sums.tolist()
+
+    def figures(self, *, multi_label: bool, taught: bool) -> dict[str, float]:
+        """What is logged of an epoch: means over its clips, and numbers of videos."""
+        sums = dict(zip(self.NAMES, self.to_list(), strict=True))
+        clips = max(sums["clips"], 1)
+        means = {"train_loss_epoch": sums["loss"] / clips}
+        counts = {"train_unreadable": sums["unreadable"], "train_short": sums["short"]}
+        right = {} if multi_label else {"train_top1": sums["right"] / clips}
+        return means | counts | right | ({"train_distill": sums["distance"] / clips} if taught else {})
 
 
 class VideoScores(Metric):
@@ -171,6 +217,14 @@ def average_precisions(labels: Tensor, probabilities: Tensor) -> Tensor:
 def _log(probabilities: Tensor) -> Tensor:
     tiny = torch.finfo(torch.float32).tiny  # a probability that has run down to 0 costs 87, not infinity
     return probabilities.clamp_min(tiny).log()
+
+
+def count_right(logits: Tensor, targets: Tensor) -> Tensor:
+    """How many clips have their class as the likeliest: logits (N, K), numbers of classes (N,) or their shares (N, K),
+    of which the largest counts.
+    """
+    heavier = targets.argmax(-1) if targets.ndim == 2 else targets
+    return (logits.argmax(-1) == heavier).sum()
 
 
 def first_of_each(numbers: Tensor) -> Tensor:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import TorchSyncBatchNorm
@@ -29,12 +28,23 @@ from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.clip_module import ClipModule
-from lightning_csn.distillation import Teacher, distillation_loss
+from lightning_csn.distillation import Teacher
 from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
+from lightning_csn.loss import (
+    LABELS,
+    check_class_weights,
+    check_labels,
+    loss_of_nothing,
+    one_hot,
+    training_loss,
+    weights_for,
+)
 from lightning_csn.metrics import (
     AVERAGES,
+    EpochSums,
     VideoScores,
+    count_right,
     gather,
     mean_of_views,
     mean_to_score,
@@ -57,11 +67,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-
-LABELS = {  # by multi_label
-    False: "the model gives each video one class",
-    True: "the model gives a video any number of classes (multi_label)",
-}
 
 FEWEST_CLIPS = 8  # over which BatchNorm can count statistics that are worth something
 
@@ -274,7 +279,7 @@ class LitCSN(ClipModule):
         self._told: set[tuple[str, int]] = set()  # stage and number
         self._norms_judged = False  # whether this run was warned of BatchNorm that cannot work
         self._views = 0
-        self._counted = torch.zeros(6)  # in this epoch of training, by this process; see _counted_by_all
+        self._sums = EpochSums()  # of this epoch of training
         self.save_hyperparameters(
             plain(
                 architecture=self.network.architecture,
@@ -408,53 +413,47 @@ class LitCSN(ClipModule):
             warn_of_norms(self.network, clips, self.trainer.world_size)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Cross entropy of a batch, binary with multi_label; every view is a clip of its own."""
+        """The loss of a batch (loss.py); every view is a clip of its own."""
         clips, labels = batch["clips"], batch["labels"]
         if "seed" in batch:
             torch.manual_seed(batch["seed"])
         self._tell("train", read_unreadable(batch))
         # View by view: neighbours, which MixUp and CutMix mix, are of different videos.
         targets = torch.cat([labels] * clips.shape[1])  # (V*B,) or (V*B, K)
+        count = len(targets)
         right = distance = torch.zeros((), device=self.device)
-        if len(labels) == 0:
-            loss = self._nothing_to_learn(clips)
+        inputs = self.normalise(clips.transpose(0, 1).flatten(0, 1))  # (V*B, C, T, H, W)
+        if count == 0:
+            loss = loss_of_nothing(self.network, inputs, self.clip)
         else:
-            self._check_labels(labels)
-            inputs = self.normalise(clips.transpose(0, 1).flatten(0, 1))  # (V*B, C, T, H, W)
+            check_labels(labels, self.num_classes, multi_label=self.multi_label)
             if self._mix is not None:
                 inputs, targets = self._mix(inputs, targets if self.multi_label else one_hot(targets, self.num_classes))
             logits = (self._compiled or self.network)(inputs)  # (V*B, K)
-            loss = self._loss(logits, targets)
-            if self._teacher is not None:
-                h = self.hparams
-                distance = distillation_loss(
-                    logits, self._teacher.logits(inputs), h["distill_temperature"], multi_label=self.multi_label
-                )
-                loss = (1 - h["distill_weight"]) * loss + h["distill_weight"] * distance
+            taught = None if self._teacher is None else self._teacher.logits(inputs)
+            loss, distance = training_loss(logits, targets, taught, self.hparams, self._class_weights)
             if not self.multi_label:
-                heavier = targets.argmax(-1) if targets.ndim == 2 else targets
-                right = (logits.argmax(-1) == heavier).float().sum()
-        count = len(targets)
+                right = count_right(logits, targets)
         self.log("train_loss", loss.detach(), prog_bar=True, batch_size=count)
-        unreadable, short = len(batch["unreadable"]), batch["short"].float().sum()
-        counts = (torch.tensor(float(number), device=self.device) for number in (count, unreadable))
-        counted = torch.stack([*counts, short, loss.detach().float() * count, right, distance.detach() * count])
-        self._counted = self._counted.to(self.device) + counted
+        self._sums.add(
+            self.device,
+            clips=count,
+            unreadable=len(batch["unreadable"]),
+            short=batch["short"].sum(),
+            loss=loss.detach().float() * count,
+            right=right,
+            distance=distance.detach() * count,
+        )
         return loss
 
     def on_train_epoch_start(self) -> None:
         """An epoch begins with nothing counted; one that is resumed in its middle goes on counting."""
-        self._counted = torch.zeros(6)
+        self._sums = EpochSums()
 
     def on_train_epoch_end(self) -> None:
         """Log the figures of an epoch, over all processes and what was trained of it before a resume."""
-        clips, unreadable, short, loss, right, distance = self._counted_by_all().tolist()
-        self._counted = torch.zeros(6)
-        figures = {"train_loss_epoch": loss / max(clips, 1), "train_unreadable": unreadable, "train_short": short}
-        if not self.multi_label:
-            figures["train_top1"] = right / max(clips, 1)
-        if self._teacher is not None:
-            figures["train_distill"] = distance / max(clips, 1)
+        sums, self._sums = self._sums.of_all(self.trainer, self.device), EpochSums()
+        figures = sums.figures(multi_label=self.multi_label, taught=self._teacher is not None)
         self.log_dict(figures, reduce_fx="max", sync_dist=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -462,7 +461,7 @@ class LitCSN(ClipModule):
 
         A file of weights alone has their averages, if there are any: callbacks are not asked for it.
         """
-        checkpoint["train_counted"] = self._counted_by_all().tolist()
+        checkpoint["train_counted"] = self._sums.of_all(self._trainer, self.device).to_list()
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
             if isinstance(callback, EMA) and "callbacks" not in checkpoint:
                 callback.put_averages(checkpoint, weights_too=False)
@@ -474,7 +473,7 @@ class LitCSN(ClipModule):
         """
         trainer = self._trainer
         if trainer is None or trainer.is_global_zero:
-            self._counted = torch.tensor((checkpoint.get("train_counted", []) + [0.0] * 6)[:6])
+            self._sums = EpochSums(checkpoint.get("train_counted", ()))
         averages = checkpoints.averaging_text(checkpoint)
         if averages is None:
             return
@@ -485,50 +484,6 @@ class LitCSN(ClipModule):
                 f"the checkpoint's weights are {averages}, with which its optimiser cannot go on: give the Trainer "
                 "EMA() as a callback; to train the averages further start a new run, from them as pretrained"
             )
-
-    def _counted_by_all(self) -> Tensor:
-        """What all processes have counted of this epoch: clips, unreadable and short videos, loss, right ones, and
-        the distance from the teacher.
-        """
-        counted = self._counted.to(self.device)
-        if self._trainer is None:
-            return counted
-        total = self._trainer.strategy.reduce(counted, reduce_op="sum")
-        assert isinstance(total, Tensor)
-        return total
-
-    def _loss(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Of logits (N, K) and numbers of classes (N,) or shares (N, K)."""
-        smoothing = self.hparams["label_smoothing"]
-        weights = None if self._class_weights is None else self._class_weights.to(logits)
-        if self.multi_label:
-            targets = targets * (1 - smoothing) + smoothing / 2
-            return F.binary_cross_entropy_with_logits(logits, targets, pos_weight=weights)
-        losses = F.cross_entropy(logits, targets, weight=weights, label_smoothing=smoothing, reduction="none")
-        return losses.mean()  # torch's own mean of weighted losses depends on who shares a batch
-
-    def _check_labels(self, labels: Tensor) -> None:
-        """InputError unless labels are of the kind that the model takes."""
-        expected = (len(labels), self.num_classes) if self.multi_label else (len(labels),)
-        if tuple(labels.shape) != expected:
-            raise InputError(f"{LABELS[self.multi_label]}, so that labels are {expected}, got {tuple(labels.shape)}")
-
-    def _nothing_to_learn(self, clips: Tensor) -> Tensor:
-        # Where no video of a batch can be read, other processes still wait for this one's gradients of all parameters,
-        # and each SyncBatchNorm of theirs for this one's part in the statistics: in the order in which they come from
-        # the network, so that it has to run, if with no clips.
-        if any(is_synchronised(norm) for norm in live_norms(self.network)):
-            nothing: Tensor = self.network(self.normalise(clips.flatten(0, 1))).sum()
-            return nothing
-        if hasattr(self.network, "unshard"):  # Where it is sharded, they wait for it to run
-            training = [module for module in self.network.modules() if module.training]
-            self.network.eval()  # the statistics of BatchNorm are of videos alone
-            shape = (1, 3, self.clip.frames, self.clip.crop, self.clip.crop)
-            idle = 0 * self.network(torch.zeros(shape, device=self.device)).sum()
-            for module in training:
-                module.training = True
-            return idle
-        return torch.stack([0 * parameter.sum() for parameter in self.network.parameters()]).sum()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score the videos of a batch by the mean over their views."""
@@ -556,7 +511,7 @@ class LitCSN(ClipModule):
             logits = torch.empty(0, batch["clips"].shape[1], self.num_classes)
             labels = torch.empty(0, self.num_classes, device=self.device) if self.multi_label else labels
         else:
-            self._check_labels(labels)
+            check_labels(labels, self.num_classes, multi_label=self.multi_label)
             self._views = batch["clips"].shape[1]
             logits = self.view_logits(batch["clips"]).cpu()
         probabilities = mean_to_score(logits, self.hparams["average"], multi_label=self.multi_label)
@@ -636,11 +591,13 @@ class LitCSN(ClipModule):
         if several is not None and stage != "predict" and several != self.multi_label:
             found = "any number of them" if several else "one each"
             raise InputError(
-                f"{LABELS[self.multi_label]}, but the videos of the data have {found}; "
+                f"the model {LABELS[self.multi_label]}, but the videos of the data have {found}; "
                 f"make the model with multi_label={several}"
             )
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
-            self._balance(data)
+            weights = self._class_weights = weights_for(data, self.num_classes, multi_label=self.multi_label)
+            if weights is not None and self.trainer.is_global_zero:
+                _log.info("class weights of the loss: %.3g to %.3g", weights.min(), weights.max())
         names = getattr(data, "classes", None)
         if names is not None:
             self._compare_classes(names, stage)
@@ -697,22 +654,6 @@ class LitCSN(ClipModule):
     def teardown(self, stage: str) -> None:
         """The teacher has nothing to say after training, and nothing compiled is run."""
         self._teacher = self._compiled = None
-
-    def _balance(self, data: Any) -> None:
-        """Take the class weights from the training data."""
-        counts = getattr(data, "train_counts", None)
-        if counts is None:
-            raise InputError(
-                "class_weights 'balanced' needs to know how often each class comes, which VideoDataModule tells; give "
-                "class_weights as a list"
-            )
-        if len(counts) != self.num_classes:
-            return  # which is refused with all that there is to say of it
-        videos = len(data.samples_of("train")) if self.multi_label else None
-        weights = balanced_weights(counts, videos)
-        self._class_weights = torch.tensor(weights)
-        if self.trainer.is_global_zero:
-            _log.info("class weights of the loss: %.3g to %.3g", min(weights), max(weights))
 
     def on_train_start(self) -> None:
         """From here on the weights are no longer those that were loaded, and a form of them is memory for nothing.
@@ -798,40 +739,6 @@ def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:
     from lightning_csn.mixing import Mixer  # brings torchvision, which takes a second
 
     return Mixer(num_classes, mixup=mixup, cutmix=cutmix)
-
-
-def check_class_weights(weights: Sequence[float] | str | None, num_classes: int) -> None:
-    """InputError unless they are None, "balanced", or a number of 0 or more for each class."""
-    if weights is None or weights == "balanced":
-        return
-    if isinstance(weights, str) or not isinstance(weights, Sequence):
-        raise InputError(f"class_weights must be 'balanced' or a list of {num_classes} numbers, got {weights!r}")
-    if len(weights) != num_classes:
-        raise InputError(f"class_weights has {len(weights)} numbers, and there are {num_classes} classes")
-    for weight in weights:
-        check_number("each of class_weights", weight, 0)
-    if not any(weights):
-        raise InputError("class_weights are all 0: nothing would be learned")
-
-
-def balanced_weights(counts: Sequence[float], videos: int | None = None) -> list[float]:
-    """Weights with which every class counts alike, 1 in the mean over the clips; 1 for a class that is not there.
-
-    counts: clips of each class. videos: of all classes, where a video may have several; a class's yes and no then count
-    alike.
-
-    >>> balanced_weights([30, 10, 0]), balanced_weights([5, 1], videos=10)
-    ([0.6666666666666666, 2.0, 1.0], [1.0, 9.0])
-    """
-    if videos is not None:
-        return [(videos - count) / count if 0 < count < videos else 1.0 for count in counts]
-    classes = sum(count > 0 for count in counts)
-    return [sum(counts) / (classes * count) if count > 0 else 1.0 for count in counts]
-
-
-def one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    """Numbers of classes (N,) as float (N, K)."""
-    return F.one_hot(labels, num_classes).float()
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:

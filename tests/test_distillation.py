@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from lightning_csn.cli import main
-from lightning_csn.distillation import distillation_loss
 from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError
+from lightning_csn.loss import distillation_loss
 from lightning_csn.module import LitCSN
 
 pytestmark = [

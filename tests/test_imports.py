@@ -17,6 +17,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
     "roof": {
         "module",
         "clip_module",
+        "loss",
         "metrics",
         "optimizer",
         "unfreezing",
