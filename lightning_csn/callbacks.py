@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_csn.errors import SharedError
+from lightning_csn.processes import from_all, gather
 
 BATCHES_BETWEEN_CHECKS = 32  # of several processes, for which each waits for the others
 MemoryQuery = Callable[[torch.device], tuple[int, int] | None]
@@ -124,7 +125,7 @@ class UnreadableVideos(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """List them."""
-        self._write(trainer, self._gather(trainer))
+        self._write(trainer, gather(trainer, self._messages))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """List what the first process knows of, or all if this callback itself ended the run."""
@@ -151,7 +152,7 @@ class UnreadableVideos(Callback):
         allowed = 0 if raises else count if stage == "predict" else data.unreadable_limit * count
         if found <= allowed:
             return
-        self._messages = self._gather(trainer)  # a video may be on several processes
+        self._messages = gather(trainer, self._messages)  # a video may be on several processes
         messages = [message for (one, _), message in sorted(self._messages.items()) if one == stage]
         if len(messages) <= allowed:
             return
@@ -164,12 +165,7 @@ class UnreadableVideos(Callback):
         )
 
     def _agree(self, trainer: Trainer, batches: list[int | float]) -> None:
-        own = int(min(sum(batches), 2**31))
-        self._common_batches = min(_from_all(trainer, own))
-
-    def _gather(self, trainer: Trainer) -> dict[tuple[str, int], str]:
-        """The messages of all processes."""
-        return {key: message for messages in _from_all(trainer, self._messages) for key, message in messages.items()}
+        self._common_batches = min(from_all(trainer, int(min(sum(batches), 2**31))))
 
     def _write(self, trainer: Trainer, messages: dict[tuple[str, int], str]) -> None:
         """Write the list, in the first process."""
@@ -196,12 +192,3 @@ class UnreadableVideos(Callback):
 def _policy(trainer: Trainer, stage: str) -> str:
     policy: str = trainer.datamodule.on_unreadable[stage]  # type: ignore[attr-defined]
     return policy
-
-
-def _from_all(trainer: Trainer, value: Any) -> list[Any]:
-    """A plain value of every process."""
-    if trainer.world_size == 1:
-        return [value]
-    values: list[Any] = [None] * trainer.world_size
-    torch.distributed.all_gather_object(values, value)
-    return values

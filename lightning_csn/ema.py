@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lightning_csn.errors import InputError, check_count, check_number
 from lightning_csn.models.checkpoints import AVERAGING_KEY
+from lightning_csn.processes import take_buffers_of_first
 from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
@@ -208,10 +209,8 @@ class EMA(EMAWeightAveraging):
         if not self.updates or self._kept:
             return
         assert self._average_model is not None
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            # Every process has averaged the running statistics of its own batches.
-            for buffer in self._average_model.module.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        # Every process has averaged the running statistics of its own batches.
+        take_buffers_of_first(self._average_model.module)
         with torch.no_grad():
             for name, average, current in self._pairs(pl_module):
                 self._kept[name] = current.detach().clone()

@@ -28,9 +28,9 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import MOST_WORKERS, VideoDataModule
-from lightning_csn.metrics import gather
 from lightning_csn.predict import Prediction, evaluating, likeliest
-from lightning_csn.scores import hash_weights, on_first_process
+from lightning_csn.processes import gather, on_first_process
+from lightning_csn.scores import hash_weights
 
 _log = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def describe_answers(
         "classes": model.classes,
         "clips": clips,
         "crops": crops,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in model.clip.to_dict().items()},
+        **model.clip.to_dict(),
         "precision": precision,
         "top": top,
     }
@@ -368,7 +368,7 @@ class RecordWriter(BasePredictionWriter):
     def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the file of what all processes have found."""
         self.answers.close_part()
-        written = gather(self._written)
+        written = gather(trainer, self._written)
         keys = {(self._samples[number].path, self._samples[number].part) for number in written}
         self.counts = on_first_process(trainer, lambda: self.answers.finish(self._samples, keys))
 

@@ -290,6 +290,17 @@ def view_text(clips: int, crops: int | str) -> str:
     return f"{clips} clip{'s' * (clips != 1)} x {cut}"
 
 
+def seen_text(protocol: Mapping[str, Any], views: int) -> str:
+    """How videos were seen, in words. protocol: as LitCSN.protocol gives it; views: of each, where the data tells no
+    more.
+
+    >>> seen_text({"clips": 10, "crops": 3}, 30), seen_text({"clips": None, "crops": None}, 5)
+    ('10 clips x 3 crops', '5 views')
+    """
+    clips, crops = protocol["clips"], protocol["crops"]
+    return view_text(clips, crops) if clips and crops else f"{views} view{'s' * (views != 1)}"
+
+
 def protocol_text(protocol: Mapping[str, Any], average: str, views: str) -> str:
     """How a number was measured, in words. protocol: as LitCSN.protocol gives it; views: which of them, in words."""
     side = protocol["test_crop"]
@@ -300,12 +311,3 @@ def protocol_text(protocol: Mapping[str, Any], average: str, views: str) -> str:
         pooling = f"pooled in windows of {' x '.join(map(str, windows))} whose {protocol['head_average']} are averaged"
     over = " over the whole video" if protocol.get("sampling") == "segments" else ""
     return f"{views} of {protocol['frames']} frames{over} of {size}, {pooling}, mean of the views' {average}"
-
-
-def gather(messages: dict[int, Any]) -> dict[int, Any]:
-    """What all processes have to say, by the number of the video."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return messages
-    everyone: list[dict[int, Any]] = [{}] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(everyone, messages)
-    return {number: message for some in everyone for number, message in some.items()}

@@ -45,18 +45,18 @@ from lightning_csn.metrics import (
     EpochSums,
     VideoScores,
     count_right,
-    gather,
     mean_of_views,
     mean_to_score,
     protocol_text,
     score_text,
-    view_text,
+    seen_text,
 )
 from lightning_csn.models import checkpoints
 from lightning_csn.models.batchnorm import FREEZE, freeze_norms, frozen_norms, is_fresh, is_synchronised, live_norms
 from lightning_csn.models.network import check_options, create_network
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
 from lightning_csn.precise_bn import SyncNorms
+from lightning_csn.processes import gather, take_buffers_of_first
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
 
 if TYPE_CHECKING:
@@ -537,15 +537,11 @@ class LitCSN(ClipModule):
         # Every process has the same values. The maximum of them is exact, a mean over three processes need not be.
         logged = {f"{stage}_{name}": float(value) for name, value in values.items()}
         self.log_dict(logged, reduce_fx="max", sync_dist=True)
-        unreadable = gather(self._unreadable)
+        unreadable = gather(self.trainer, self._unreadable)
         if self.trainer.is_global_zero:
             self._tell(stage, unreadable)
         protocol, average = self.protocol(stage), self.hparams["average"]
-        return f"{score_text(stage, values)}; {protocol_text(protocol, average, self._seen(protocol))}"
-
-    def _seen(self, protocol: dict[str, Any]) -> str:
-        clips, crops = protocol["clips"], protocol["crops"]
-        return view_text(clips, crops) if clips and crops else f"{self._views} view{'s' * (self._views != 1)}"
+        return f"{score_text(stage, values)}; {protocol_text(protocol, average, seen_text(protocol, self._views))}"
 
     def protocol(self, stage: str) -> dict[str, Any]:
         """How videos are looked at in stage val or test, as plain values: all that their logits depend on, but for the
@@ -685,9 +681,7 @@ class LitCSN(ClipModule):
         self._unreadable = {}
         # In training every process counts its own batches into the running statistics of BatchNorm. DDP levels them
         # only at the next optimiser step, FSDP never; before a test or a prediction, Lightning does.
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            for buffer in self.network.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        take_buffers_of_first(self.network)
 
     def configure_callbacks(self) -> list[Callback]:
         """None of its own; InputError for callbacks of the Trainer that would not work with this model."""

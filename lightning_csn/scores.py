@@ -20,10 +20,10 @@ import os
 import time
 import uuid
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +31,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from lightning_csn.data.samples import Sample
-from lightning_csn.errors import InputError, SharedError
-from lightning_csn.metrics import VideoScores, average_precisions, gather, mean_to_score, protocol_text, view_text
+from lightning_csn.errors import InputError
+from lightning_csn.metrics import VideoScores, average_precisions, mean_to_score, protocol_text, seen_text
+from lightning_csn.processes import gather, on_first_process
 
 _log = logging.getLogger(__name__)
-
-Answer = TypeVar("Answer")
 
 VERSION = 1
 _ARRAYS = ("videos", "labels", "logits", "short", "blank", "unreadable", "messages", "about")  # of parts too
@@ -299,7 +298,7 @@ class ScoresWriter(Callback):
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Make the file of the parts of all processes."""
         self._write_part(trainer)
-        written = gather(self._written)
+        written = gather(trainer, self._written)
         on_first_process(trainer, lambda: self._finish(written))
 
     def kept(self) -> str:
@@ -520,32 +519,14 @@ def merge(paths: Sequence[Path], about: About | None = None) -> Scores:
         return torch.from_numpy(np.array(rows, dtype=few[0][name].dtype).reshape(len(videos), *few[0][name].shape[1:]))
 
     scores = {name: column(name) for name in ("videos", "labels", "short", "blank")}
-    clips, crops = (expected.protocol[name] for name in ("clips", "crops"))
-    v = logits.shape[1]
     return Scores(
         **scores,
         logits=torch.from_numpy(logits),
         paths=[known.get(video, "") for video in videos],
         unreadable={n: messages[n] for n in sorted(messages) if n not in places or places[n][0]},
         about=expected,
-        views=view_text(clips, crops) if clips and crops else f"{v} view{'s' * (v != 1)}",
+        views=seen_text(expected.protocol, logits.shape[1]),
     )
-
-
-def on_first_process(trainer: Trainer, work: Callable[[], Answer]) -> Answer:
-    """What `work` gives on the first process, on all of them. Its InputError is raised on all, or the others would wait
-    for one that has ended.
-    """
-    answer, problem = None, None
-    if trainer.is_global_zero:
-        try:
-            answer = work()
-        except InputError as error:
-            problem = str(error)
-    answer, problem = trainer.strategy.broadcast((answer, problem))
-    if problem is not None:
-        raise SharedError(problem)
-    return answer  # type: ignore[return-value]  # there is one where there is no problem
 
 
 def listed(numbers: Sequence[int]) -> str:

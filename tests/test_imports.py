@@ -32,6 +32,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "precise_bn",
         "last_checkpoint",
         "sharding",
+        "processes",
         "check_report",
         "runner",
         "export",
