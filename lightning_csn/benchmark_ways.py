@@ -248,9 +248,9 @@ def exported(form: str, network: ResNet3D, settings: Settings) -> Callable[[], T
     """A function that runs a pass of the network as an exported file, in its runtime."""
     import tempfile
 
-    from lightning_csn.clip import ClipSpec
+    from lightning_csn.clip import SCRATCH_CLIP, ClipSpec
     from lightning_csn.export import Quantisation, export
-    from lightning_csn.module import SCRATCH_CLIP, LitCSN
+    from lightning_csn.module import LitCSN
     from lightning_csn.runner import load_runner
 
     frames, side, _ = settings.clip

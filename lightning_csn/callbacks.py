@@ -1,8 +1,9 @@
-"""Callbacks of a run: what it says of its memory, and what becomes of videos that cannot be read."""
+"""What a run says of its memory, and what becomes of videos that cannot be read."""
 
 from __future__ import annotations
 
 import csv
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from lightning_csn.errors import SharedError
 from lightning_csn.processes import from_all, gather
+
+_log = logging.getLogger(__name__)
 
 BATCHES_BETWEEN_CHECKS = 32  # of several processes, for which each waits for the others
 MemoryQuery = Callable[[torch.device], tuple[int, int] | None]
@@ -192,3 +195,25 @@ class UnreadableVideos(Callback):
 def _policy(trainer: Trainer, stage: str) -> str:
     policy: str = trainer.datamodule.on_unreadable[stage]  # type: ignore[attr-defined]
     return policy
+
+
+class UnreadableLog:
+    """Logs the unreadable videos of each stage, every one once in a run however often it comes."""
+
+    def __init__(self) -> None:
+        self._told: set[tuple[str, int]] = set()  # stage and number
+
+    def tell(self, stage: str, unreadable: dict[int, tuple[str, bool]]) -> None:
+        """Log those that were not logged before. unreadable: as `read_unreadable` gives them."""
+        new = {number: unreadable[number] for number in sorted(unreadable) if (stage, number) not in self._told}
+        self._told |= {(stage, number) for number in new}
+        for blank, fate in ((False, "left out"), (True, "with gray clips in their place")):
+            lines = [f"  video {number}: {message}" for number, (message, is_blank) in new.items() if is_blank is blank]
+            if lines:
+                _log.warning("unreadable videos of the %s split, %s:\n%s", stage, fate, "\n".join(lines))
+
+
+def read_unreadable(batch: dict[str, Any]) -> dict[int, tuple[str, bool]]:
+    """The unreadable videos of a batch: number, message, and whether a gray clip of the batch stands for it."""
+    blank = set(batch["videos"][batch["blank"]].tolist()) if "blank" in batch else set()
+    return {number: (message, number in blank) for number, message in batch["unreadable"]}

@@ -110,3 +110,15 @@ class ClipSpec:
         """
         mine, theirs = self.to_dict(), other.to_dict()
         return [f"{name} {mine[name]} and {theirs[name]}" for name in mine if mine[name] != theirs[name]]
+
+
+SCRATCH_CLIP = ClipSpec(  # of networks that begin without weights: paper, section 4.1; colours of facebookresearch/VMZ
+    frames=32,
+    step=2,
+    fps=30,
+    short_side=256,
+    crop=224,
+    test_crop=256,
+    mean=(0.43216, 0.394666, 0.37645),
+    std=(0.22803, 0.22145, 0.216989),
+)

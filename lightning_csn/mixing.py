@@ -8,12 +8,20 @@ Shapes: N clips, C channels, T frames, H x W pixels, K classes. A batch is (N, C
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
-from torchvision import tv_tensors
-from torchvision.transforms import v2
 
 from lightning_csn.errors import InputError, check_count, check_number
+
+if TYPE_CHECKING:
+    from torchvision.transforms import v2
+
+
+def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:
+    """A Mixer of all batches; None where nothing is to be mixed."""
+    return Mixer(num_classes, mixup=mixup, cutmix=cutmix) if mixup or cutmix else None
 
 
 class Mixer:
@@ -28,6 +36,8 @@ class Mixer:
     """
 
     def __init__(self, num_classes: int, *, mixup: float = 0.0, cutmix: float = 0.0, share: float = 1.0) -> None:
+        from torchvision.transforms import v2  # takes a second, which a model that mixes nothing does without
+
         check_count("num_classes", num_classes)
         check_number("mixup", mixup, 0)
         check_number("cutmix", cutmix, 0)
@@ -56,6 +66,8 @@ class Mixer:
         """
         if len(clips) < 2 or torch.rand(()) >= self.share:
             return clips, targets
+        from torchvision import tv_tensors
+
         way = self._ways[int(torch.randint(len(self._ways), ()))]
         # As a Video, (N, T, C, H, W): torchvision takes a plain tensor of five axes for no batch of pictures.
         mixed, soft = way(tv_tensors.Video(clips.transpose(1, 2)), targets)

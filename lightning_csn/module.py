@@ -24,9 +24,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.plugins import TorchSyncBatchNorm
 from lightning.pytorch.trainer.states import TrainerFn
-from torch import Tensor, nn
+from torch import Tensor
 
-from lightning_csn.clip import ClipSpec
+from lightning_csn.callbacks import UnreadableLog, read_unreadable
+from lightning_csn.clip import SCRATCH_CLIP, ClipSpec
 from lightning_csn.clip_module import ClipModule
 from lightning_csn.distillation import Teacher
 from lightning_csn.ema import EMA
@@ -51,37 +52,22 @@ from lightning_csn.metrics import (
     score_text,
     seen_text,
 )
+from lightning_csn.mixing import make_mixer
 from lightning_csn.models import checkpoints
-from lightning_csn.models.batchnorm import FREEZE, freeze_norms, frozen_norms, is_fresh, is_synchronised, live_norms
+from lightning_csn.models.batchnorm import FREEZE, freeze_norms
 from lightning_csn.models.network import check_options, create_network
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
-from lightning_csn.precise_bn import SyncNorms
+from lightning_csn.precise_bn import SyncNorms, warn_of_norms
 from lightning_csn.processes import gather, take_buffers_of_first
 from lightning_csn.runner import ExportedNetwork, is_export, load_exported
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-    from lightning_csn.mixing import Mixer
 
 _log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
-
-FEWEST_CLIPS = 8  # over which BatchNorm can count statistics that are worth something
-
-SCRATCH_CLIP = (
-    ClipSpec(  # 32 frames, every other one, of 224 pixels: paper, section 4.1; colours of facebookresearch/VMZ
-        frames=32,
-        step=2,
-        fps=30,
-        short_side=256,
-        crop=224,
-        test_crop=256,
-        mean=(0.43216, 0.394666, 0.37645),
-        std=(0.22803, 0.22145, 0.216989),
-    )
-)
 
 
 class LitCSN(ClipModule):
@@ -276,7 +262,7 @@ class LitCSN(ClipModule):
         self._mix = make_mixer(self.num_classes, mixup, cutmix)
         # Of the evaluation that is going on: number, message, and whether a gray clip stands for the video.
         self._unreadable: dict[int, tuple[str, bool]] = {}
-        self._told: set[tuple[str, int]] = set()  # stage and number
+        self._told = UnreadableLog()
         self._norms_judged = False  # whether this run was warned of BatchNorm that cannot work
         self._views = 0
         self._sums = EpochSums()  # of this epoch of training
@@ -417,7 +403,7 @@ class LitCSN(ClipModule):
         clips, labels = batch["clips"], batch["labels"]
         if "seed" in batch:
             torch.manual_seed(batch["seed"])
-        self._tell("train", read_unreadable(batch))
+        self._told.tell("train", read_unreadable(batch))
         # View by view: neighbours, which MixUp and CutMix mix, are of different videos.
         targets = torch.cat([labels] * clips.shape[1])  # (V*B,) or (V*B, K)
         count = len(targets)
@@ -539,7 +525,7 @@ class LitCSN(ClipModule):
         self.log_dict(logged, reduce_fx="max", sync_dist=True)
         unreadable = gather(self.trainer, self._unreadable)
         if self.trainer.is_global_zero:
-            self._tell(stage, unreadable)
+            self._told.tell(stage, unreadable)
         protocol, average = self.protocol(stage), self.hparams["average"]
         return f"{score_text(stage, values)}; {protocol_text(protocol, average, seen_text(protocol, self._views))}"
 
@@ -557,15 +543,6 @@ class LitCSN(ClipModule):
             head_average=head["head_average"],
             precision=self.trainer.precision,
         )
-
-    def _tell(self, stage: str, unreadable: dict[int, tuple[str, bool]]) -> None:
-        """Log the unreadable videos of a stage that were not logged before."""
-        new = {number: unreadable[number] for number in sorted(unreadable) if (stage, number) not in self._told}
-        self._told |= {(stage, number) for number in new}
-        for blank, fate in ((False, "left out"), (True, "with gray clips in their place")):
-            lines = [f"  video {number}: {message}" for number, (message, is_blank) in new.items() if is_blank is blank]
-            if lines:
-                _log.warning("unreadable videos of the %s split, %s:\n%s", stage, fate, "\n".join(lines))
 
     def setup(self, stage: str) -> None:
         """See that the classes of the data are those of the model, whose class names become the data's if it has none.
@@ -692,47 +669,6 @@ class LitCSN(ClipModule):
         """The optimiser from timm's list, and what sets its learning rates (optimizer.py)."""
         optimizer, schedule = configure(self.network, self.hparams, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": schedule.interval}}
-
-
-def read_unreadable(batch: Batch) -> dict[int, tuple[str, bool]]:
-    """The unreadable videos of a batch: number, message, and whether a gray clip of the batch stands for it."""
-    blank = set(batch["videos"][batch["blank"]].tolist()) if "blank" in batch else set()
-    return {number: (message, number in blank) for number, message in batch["unreadable"]}
-
-
-def warn_of_norms(network: nn.Module, clips: int, processes: int) -> None:
-    """Log what is wrong with the BatchNorms of a network that trains on so many clips at once in each process."""
-    norms = live_norms(network)
-    alone = any(not is_synchronised(norm) for norm in norms)
-    together = clips if alone else clips * processes
-    if norms and together < FEWEST_CLIPS:
-        remedies = ["--model.freeze_bn stats, which normalises by those of the pretrained weights", "larger batches"]
-        if processes > 1 and alone:
-            remedies.append("--trainer.sync_batchnorm true, which counts over all processes")
-        _log.warning(
-            "BatchNorm counts its statistics over %d clip%s at a time, which are too few (below %d): they are mostly "
-            "noise, and a test normalises by others than training did. What would do: %s. Batches that are only "
-            "accumulated do not count",
-            together,
-            "s" * (together != 1),
-            FEWEST_CLIPS,
-            "; or ".join(remedies),
-        )
-    frozen = frozen_norms(network)
-    if frozen and all(is_fresh(norm) for norm in frozen):
-        _log.warning(
-            "BatchNorm is frozen (freeze_bn) at the statistics of a fresh network, mean 0 and variance 1, which fit no "
-            "weights: freeze_bn is for pretrained ones"
-        )
-
-
-def make_mixer(num_classes: int, mixup: float, cutmix: float) -> Mixer | None:
-    """What mixes normalised clips (N, C, T, H, W) and their targets (N, K); None where nothing is to be mixed."""
-    if not mixup and not cutmix:
-        return None
-    from lightning_csn.mixing import Mixer  # brings torchvision, which takes a second
-
-    return Mixer(num_classes, mixup=mixup, cutmix=cutmix)
 
 
 def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:

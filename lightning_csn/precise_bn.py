@@ -1,4 +1,6 @@
-"""PreciseBatchNorm: running statistics that fit the weights they are saved with; and SyncNorms, for processes."""
+"""PreciseBatchNorm: running statistics that fit the weights they are saved with; SyncNorms, for processes; and what is
+said where the statistics of a training are worth little.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, check_count
 from lightning_csn.models.batchnorm import (
     FrozenBatchNorm3d,
+    frozen_norms,
     is_batch_norm,
+    is_fresh,
     is_live,
+    is_synchronised,
+    live_norms,
     measure_statistics,
     sync_norms,
     unsync_norms,
@@ -30,6 +36,8 @@ from lightning_csn.models.batchnorm import (
 from lightning_csn.sharding import holds_whole_weights
 
 _log = logging.getLogger(__name__)
+
+FEWEST_CLIPS = 8  # over which BatchNorm can count statistics that are worth something
 
 
 class SyncNorms(LayerSync):
@@ -175,3 +183,29 @@ def aside(loader: Any) -> DataLoader[Any]:
     return DataLoader(
         loader.dataset, batch_size=loader.batch_size, sampler=sampler, drop_last=loader.drop_last, **options
     )
+
+
+def warn_of_norms(network: nn.Module, clips: int, processes: int) -> None:
+    """Log what is wrong with the BatchNorms of a network that trains on so many clips at once in each process."""
+    norms = live_norms(network)
+    alone = any(not is_synchronised(norm) for norm in norms)
+    together = clips if alone else clips * processes
+    if norms and together < FEWEST_CLIPS:
+        remedies = ["--model.freeze_bn stats, which normalises by those of the pretrained weights", "larger batches"]
+        if processes > 1 and alone:
+            remedies.append("--trainer.sync_batchnorm true, which counts over all processes")
+        _log.warning(
+            "BatchNorm counts its statistics over %d clip%s at a time, which are too few (below %d): they are mostly "
+            "noise, and a test normalises by others than training did. What would do: %s. Batches that are only "
+            "accumulated do not count",
+            together,
+            "s" * (together != 1),
+            FEWEST_CLIPS,
+            "; or ".join(remedies),
+        )
+    frozen = frozen_norms(network)
+    if frozen and all(is_fresh(norm) for norm in frozen):
+        _log.warning(
+            "BatchNorm is frozen (freeze_bn) at the statistics of a fresh network, mean 0 and variance 1, which fit no "
+            "weights: freeze_bn is for pretrained ones"
+        )
