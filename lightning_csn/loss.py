@@ -129,9 +129,10 @@ def check_class_weights(weights: Sequence[float] | str | None, num_classes: int)
         raise InputError("class_weights are all 0: nothing would be learned")
 
 
-def weights_for(data: Any, num_classes: int, *, multi_label: bool) -> Tensor | None:
-    """Class weights (K,) that balance the training videos of a data module; None where it has another number of
-    classes. Raises InputError where it does not tell how often each class comes.
+def weights_for(data: Any, num_classes: int, *, multi_label: bool) -> Tensor:
+    """Class weights (K,) that balance the training videos of a data module.
+
+    Raises InputError where it does not tell how often each class comes, or has other classes.
     """
     counts = getattr(data, "train_counts", None)
     if counts is None:
@@ -140,7 +141,9 @@ def weights_for(data: Any, num_classes: int, *, multi_label: bool) -> Tensor | N
             "class_weights as a list"
         )
     if len(counts) != num_classes:
-        return None
+        raise InputError(
+            f"class_weights 'balanced': the data counts {len(counts)} classes, the model has {num_classes}"
+        )
     return torch.tensor(balanced_weights(counts, len(data.samples_of("train")) if multi_label else None))
 
 

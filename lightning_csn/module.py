@@ -56,6 +56,7 @@ from lightning_csn.mixing import make_mixer
 from lightning_csn.models import checkpoints
 from lightning_csn.models.batchnorm import FREEZE, freeze_norms
 from lightning_csn.models.network import check_options, create_network
+from lightning_csn.models.upload import upload
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
 from lightning_csn.precise_bn import SyncNorms, warn_of_norms
 from lightning_csn.processes import gather, take_buffers_of_first
@@ -225,7 +226,9 @@ class LitCSN(ClipModule):
             "gamma": gamma,
         }
         check_rates(training)
-        num_classes = count_classes(num_classes, classes)
+        if num_classes is not None:
+            check_count("num_classes", num_classes, least=2)
+        num_classes = checkpoints.count_classes(num_classes, classes)
         options = check_options(network or {})
 
         if pretrained is None:
@@ -338,22 +341,11 @@ class LitCSN(ClipModule):
         token: of a Hub account; None takes that of `hf auth login`. Raises InputError with the Hub's reason if it
         refuses.
         """
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError
-
-        api = HfApi(token=token, library_name="lightning_csn")
         with tempfile.TemporaryDirectory() as temporary:
             folder = self.save_pretrained(Path(temporary) / repo_id.rpartition("/")[2])
-            try:
-                repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
-                if revision is not None:
-                    api.create_branch(repo_id, branch=revision, exist_ok=True)
-                commit = api.upload_folder(
-                    repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message
-                )
-            except (OSError, HFValidationError) as error:  # the Hub's refusals are OSErrors
-                raise InputError(f"{repo_id} was not pushed to the Hub: {error}") from error
-        return commit.commit_url
+            return upload(
+                folder, repo_id, private=private, revision=revision, token=token, commit_message=commit_message
+            )
 
     @property
     def num_classes(self) -> int:
@@ -560,6 +552,18 @@ class LitCSN(ClipModule):
         if isinstance(getattr(strategy, "_layer_sync", None), TorchSyncBatchNorm):
             strategy._layer_sync = SyncNorms()  # Lightning applies it after this
         data = getattr(self.trainer, "datamodule", None)
+        self._compare_classes(data, stage)
+        if stage == "fit" and self.hparams["class_weights"] == "balanced":
+            weights = self._class_weights = weights_for(data, self.num_classes, multi_label=self.multi_label)
+            if self.trainer.is_global_zero:
+                _log.info("class weights of the loss: %.3g to %.3g", weights.min(), weights.max())
+        self._compiled = None  # of a training that failed
+        if stage == "fit":
+            self._find_teacher()
+            if self.hparams["compile"]:
+                self._compile()
+
+    def _compare_classes(self, data: Any, stage: str) -> None:
         several = getattr(data, "multi_label", None)
         if several is not None and stage != "predict" and several != self.multi_label:
             found = "any number of them" if several else "one each"
@@ -567,20 +571,9 @@ class LitCSN(ClipModule):
                 f"the model {LABELS[self.multi_label]}, but the videos of the data have {found}; "
                 f"make the model with multi_label={several}"
             )
-        if stage == "fit" and self.hparams["class_weights"] == "balanced":
-            weights = self._class_weights = weights_for(data, self.num_classes, multi_label=self.multi_label)
-            if weights is not None and self.trainer.is_global_zero:
-                _log.info("class weights of the loss: %.3g to %.3g", weights.min(), weights.max())
-        names = getattr(data, "classes", None)
-        if names is not None:
-            self._compare_classes(names, stage)
-        self._compiled = None  # of a training that failed
-        if stage == "fit":
-            self._find_teacher()
-            if self.hparams["compile"]:
-                self._compile()
-
-    def _compare_classes(self, names: list[str], stage: str) -> None:
+        names: list[str] | None = getattr(data, "classes", None)
+        if names is None:
+            return
         if len(names) > self.num_classes or (stage == "fit" and len(names) != self.num_classes):
             raise InputError(
                 f"the data has {len(names)} classes and the model {self.num_classes}; "
@@ -669,22 +662,6 @@ class LitCSN(ClipModule):
         """The optimiser from timm's list, and what sets its learning rates (optimizer.py)."""
         optimizer, schedule = configure(self.network, self.hparams, self.trainer)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": schedule.interval}}
-
-
-def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:
-    """Number of classes by number or names; None where neither is given. InputError for what cannot be."""
-    if num_classes is not None:
-        check_count("num_classes", num_classes, least=2)
-    if classes is None:
-        return num_classes
-    if len(classes) < 2:
-        raise InputError(f"a classifier needs two classes or more, got {list(classes)}")
-    if len(set(classes)) != len(classes):
-        twice = next(name for name in classes if list(classes).count(name) > 1)
-        raise InputError(f"every class needs a name of its own, {twice!r} is there twice")
-    if num_classes not in (None, len(classes)):
-        raise InputError(f"num_classes is {num_classes}, but classes has {len(classes)} names")
-    return len(classes)
 
 
 def plain(**values: Any) -> dict[str, Any]:

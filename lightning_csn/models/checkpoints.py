@@ -502,10 +502,8 @@ def _build(
     """The network with its weights, and the record of what was built."""
     from lightning_csn.models.network import check_options, create_network
 
-    names = None if classes is None else list(classes)
-    if names is not None and num_classes not in (None, len(names)):
-        raise InputError(f"num_classes is {num_classes}, but classes has {len(names)} names")
-    wanted = len(names) if names is not None else converted.num_classes if num_classes is None else num_classes
+    names, number = None if classes is None else list(classes), count_classes(num_classes, classes)
+    wanted = converted.num_classes if number is None else number
     other_names = names is not None and record.classes is not None and names != record.classes
     keeps_head = wanted == converted.num_classes and not other_names
 
@@ -531,6 +529,26 @@ def _build(
             )
         record = record.retrained(num_classes=wanted, classes=names)
     return network.eval(), dataclasses.replace(record, network=network.trunk_options)
+
+
+def count_classes(num_classes: int | None, classes: Sequence[str] | None) -> int | None:
+    """How many classes are asked for by number or names; None where neither is given.
+
+    Raises InputError for names that are too few, twice there, or not of that number.
+
+    >>> count_classes(None, ["left", "right"])
+    2
+    """
+    if classes is None:
+        return num_classes
+    if len(classes) < 2:
+        raise InputError(f"a classifier needs two classes or more, got {list(classes)}")
+    if len(set(classes)) != len(classes):
+        twice = next(name for name in classes if list(classes).count(name) > 1)
+        raise InputError(f"every class needs a name of its own, {twice!r} is there twice")
+    if num_classes not in (None, len(classes)):
+        raise InputError(f"num_classes is {num_classes}, but classes has {len(classes)} names")
+    return len(classes)
 
 
 def _fill(network: ResNet3D, tensors: Mapping[str, Tensor], source: str | Path, *, new_head: bool) -> None:
