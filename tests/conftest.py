@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -171,3 +171,94 @@ def split_folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[
             for i in range(count):
                 make_video(root / split / name / f"{split}_{name}_{i}.mp4", frames=12 + 4 * (i % 3), colour=colour)
     return root
+
+
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Any]:
+    """A Trainer on the CPU that says nothing, and keeps checkpoints only where a callback for them is given."""
+    import lightning as L
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    def make(**options: Any) -> L.Trainer:
+        quiet = {
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in options.get("callbacks", ())),
+            "num_sanity_val_steps": 0,
+            "default_root_dir": tmp_path,
+        }
+        return L.Trainer(**(quiet | options))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_clip() -> dict[str, Any]:
+    """What clips of two frames of 16 pixels look like, the smallest that a network takes."""
+    sizes = {"frames": 2, "step": 1, "fps": None, "short_side": 16, "crop": 16, "test_crop": 16}
+    return sizes | {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_clip: dict[str, Any]) -> Callable[..., Any]:
+    """A LitCSN, or of another kind, for clips as small as these and four classes; of one seed, the same weights."""
+    from lightning_csn.module import LitCSN
+
+    def make(kind: type[LitCSN] = LitCSN, *, seed: int = 0, **options: Any) -> LitCSN:
+        torch.manual_seed(seed)
+        given = {"clip": tiny_clip, "lr": 0.05, "schedule": "constant"} | options
+        return kind("ircsn_tiny", **(given if "classes" in options else {"num_classes": 4} | given))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_batch(tiny_clip: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+    """A batch of noise for `tiny_model` with these labels, of one seed the same."""
+
+    def make(labels: Sequence[int] = (0, 1, 2, 3), seed: int = 0) -> dict[str, Any]:
+        size = (len(labels), 1, 3, tiny_clip["frames"], tiny_clip["crop"], tiny_clip["crop"])
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            "clips": torch.randint(256, size, generator=generator, dtype=torch.uint8),
+            "labels": torch.tensor(labels),
+            "videos": torch.arange(len(labels)) + len(labels) * seed,
+            "short": torch.zeros(len(labels), dtype=torch.bool),
+            "unreadable": [],
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_loader(tiny_batch: Callable[..., dict[str, Any]]) -> Callable[..., Any]:
+    """A loader of these batches; of two with the four labels, if none are given."""
+
+    def make(*batches: dict[str, Any]) -> torch.utils.data.DataLoader[Any]:
+        given: Any = batches or (tiny_batch(), tiny_batch([3, 2, 1, 0], seed=1))
+        return torch.utils.data.DataLoader(list(given), batch_size=None)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def watch_rates() -> Callable[[], Any]:
+    """Makes a callback whose `rates` are those of the first parameters at each step of a training."""
+    import lightning as L
+
+    class Rates(L.Callback):
+        def __init__(self) -> None:
+            self.rates: list[float] = []
+
+        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
+            self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    return Rates
+
+
+@pytest.fixture(scope="session")
+def states_equal() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], bool]:
+    """Whether two state dicts hold the same, to the bit."""
+    return lambda one, other: one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

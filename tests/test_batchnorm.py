@@ -9,7 +9,6 @@ import os
 import subprocess
 import sys
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
@@ -79,13 +78,9 @@ def same(before, after, names=None):
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
-    def make(**options):
-        quiet = {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0, "default_root_dir": tmp_path}
-        quiet |= dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), False)
-        return L.Trainer(**(quiet | {"max_steps": 2} | options))
-
-    return make
+def make_trainer(make_trainer):
+    """A Trainer of two steps."""
+    return lambda **options: make_trainer(**({"max_steps": 2} | options))
 
 
 def make_model(**options):

@@ -29,14 +29,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
 ]
 
-CLIP = {"frames": 2, "step": 1, "fps": None, "short_side": 16, "crop": 16, "test_crop": 16}
-CLIP |= {"mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-
-
-def make_model(**options):
-    torch.manual_seed(0)
-    return LitCSN("ircsn_tiny", **({"num_classes": 4, "clip": CLIP, "lr": 0.05, "schedule": "constant"} | options))
-
 
 def make_item(number):
     generator = torch.Generator().manual_seed(number)
@@ -51,16 +43,6 @@ def collate(items):
 
 def loader(first=0):
     return DataLoader([make_item(first + n) for n in range(8)], batch_size=4, collate_fn=collate)
-
-
-@pytest.fixture
-def make_trainer(tmp_path):
-    def make(**options):
-        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-        quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0, "default_root_dir": tmp_path}
-        return L.Trainer(accelerator="cpu", **(quiet | options))
-
-    return make
 
 
 @pytest.fixture
@@ -83,33 +65,33 @@ def programs():
 COUNTING = []
 
 
-def states_equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 @pytest.mark.parametrize("first", ["counting", False])
-def test_a_run_goes_on_compiled_or_not_as_if_it_had_been_so_throughout(make_trainer, tmp_path, programs, first):
+def test_a_run_goes_on_compiled_or_not_as_if_it_had_been_so_throughout(
+    make_trainer, tiny_model, states_equal, tmp_path, programs, first
+):
     options = {"network": {"dropout": 0.2, "drop_path": 0.2}}
-    whole = make_model(**options)
+    whole = tiny_model(**options)
     make_trainer(max_epochs=2).fit(whole, loader())
     assert programs == []
     trainer = make_trainer(max_epochs=1)
-    trainer.fit(make_model(compile=first, **options), loader())
+    trainer.fit(tiny_model(compile=first, **options), loader())
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     assert bool(programs) == bool(first)
     half = torch.load(tmp_path / "half.ckpt", weights_only=True)
     assert half["hyper_parameters"]["compile"] == first
     assert half["state_dict"].keys() == whole.state_dict().keys()
-    resumed = make_model(compile=False if first else "counting", **options)
+    resumed = tiny_model(compile=False if first else "counting", **options)
     make_trainer(max_epochs=2).fit(resumed, loader(), ckpt_path=tmp_path / "half.ckpt")
     assert programs
     assert states_equal(resumed.state_dict(), whole.state_dict())
 
 
-def test_validation_runs_the_network_itself_and_a_test_its_folded_form(make_trainer, tmp_path, programs, monkeypatch):
+def test_validation_runs_the_network_itself_and_a_test_its_folded_form(
+    make_trainer, tiny_model, tmp_path, programs, monkeypatch
+):
     folded = []
     monkeypatch.setattr(fold_module, "fold", lambda network: folded.append(network) or fold(network))
-    model, trainer = make_model(compile="counting"), make_trainer(max_epochs=1)
+    model, trainer = tiny_model(compile="counting"), make_trainer(max_epochs=1)
     trainer.fit(model, loader(), loader(20))
     assert len(programs) == 1  # that of training
     trainer.save_checkpoint(tmp_path / "last.ckpt")
@@ -128,30 +110,32 @@ def test_validation_runs_the_network_itself_and_a_test_its_folded_form(make_trai
     ],
     ids=["averages, precise statistics", "unfreezing, frozen statistics", "frozen norms"],
 )
-def test_callbacks_and_frozen_parts_do_what_they_do_without(make_trainer, programs, options, callbacks):
+def test_callbacks_and_frozen_parts_do_what_they_do_without(
+    make_trainer, tiny_model, states_equal, programs, options, callbacks
+):
     states = []
     for compile in (False, "counting"):
-        model = make_model(compile=compile, **options)
+        model = tiny_model(compile=compile, **options)
         make_trainer(max_epochs=3, callbacks=callbacks()).fit(model, loader(), loader(20))
         states.append(model.state_dict())
     assert states_equal(*states)
     assert len(programs) == (3 if any(isinstance(one, GradualUnfreezing) for one in callbacks()) else 1)
 
 
-def test_blocks_that_run_a_second_time_draw_and_count_the_same(make_trainer):
+def test_blocks_that_run_a_second_time_draw_and_count_the_same(make_trainer, tiny_model, states_equal):
     states = []
     for compile in (False, "aot_eager"):
-        model = make_model(compile=compile, checkpointing=[4], network={"drop_path": 0.4, "dropout": 0.2})
+        model = tiny_model(compile=compile, checkpointing=[4], network={"drop_path": 0.4, "dropout": 0.2})
         make_trainer(max_steps=1).fit(model, loader())
         states.append(model.state_dict())
     assert states_equal(*states)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_what_inductor_makes_learns_the_same_but_for_rounding(make_trainer):
+def test_what_inductor_makes_learns_the_same_but_for_rounding(make_trainer, tiny_model):
     states = []
     for compile in (False, True):
-        model = make_model(compile=compile)
+        model = tiny_model(compile=compile)
         for part in ("stem", "stage1", "stage2", "stage3"):  # fewer kernels to compile
             model.network.get_submodule(part).requires_grad_(False)
         make_trainer(max_steps=1).fit(model, loader())
@@ -160,18 +144,18 @@ def test_what_inductor_makes_learns_the_same_but_for_rounding(make_trainer):
         torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
 
 
-def test_a_copy_and_a_pickle_of_a_model_in_training_are_of_the_network_alone(make_trainer, programs):
+def test_a_copy_and_a_pickle_of_a_model_in_training_are_of_the_network_alone(make_trainer, tiny_model, programs):
     class Copy(L.Callback):
         def on_train_end(self, trainer, model):
             assert model._compiled is not None
             self.copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
 
     keep = Copy()
-    make_trainer(max_steps=1, callbacks=[keep]).fit(make_model(compile="counting"), loader())
+    make_trainer(max_steps=1, callbacks=[keep]).fit(tiny_model(compile="counting"), loader())
     assert [one._compiled for one in keep.copies] == [None, None]
 
 
-def test_statistics_of_a_compiled_network_are_counted_without_compiling_it_anew(programs):
+def test_statistics_of_a_compiled_network_are_counted_without_compiling_it_anew(states_equal, programs):
     torch.manual_seed(0)
     network, clips = create_network("ircsn_tiny", num_classes=4), torch.randn(4, 3, 2, 16, 16)
     plain = copy.deepcopy(network)
@@ -185,15 +169,15 @@ def test_statistics_of_a_compiled_network_are_counted_without_compiling_it_anew(
     assert states_equal(network.state_dict(), plain.state_dict())
 
 
-def test_what_is_no_backend_is_refused(make_trainer):
+def test_what_is_no_backend_is_refused(make_trainer, tiny_model):
     with pytest.raises(InputError, match="compile must be true, false or the name of a backend"):
-        make_model(compile=3)
+        tiny_model(compile=3)
     with pytest.raises(InputError, match=r"torch\.compile has no backend 'indctor'; there are: .*inductor"):
-        make_trainer(fast_dev_run=True).fit(make_model(compile="indctor"), loader())
+        make_trainer(fast_dev_run=True).fit(tiny_model(compile="indctor"), loader())
 
 
-def test_norms_that_wait_for_other_processes_are_not_compiled(make_trainer):
-    model = make_model(compile="eager")
+def test_norms_that_wait_for_other_processes_are_not_compiled(make_trainer, tiny_model):
+    model = tiny_model(compile="eager")
     model.trainer = make_trainer(devices=2, strategy="ddp", sync_batchnorm=True)
     with pytest.raises(InputError, match="leave out compile, or sync_batchnorm"):
         model.setup("fit")

@@ -2,7 +2,6 @@
 
 import math
 
-import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import (
@@ -26,22 +25,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
 ]
 
-SIZE = 16
-CLIP = {
-    "frames": 2,
-    "step": 1,
-    "fps": None,
-    "short_side": SIZE,
-    "crop": SIZE,
-    "test_crop": SIZE,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.25, 0.25],
-}
 
-
-def make_model(kind=LitCSN, **options):
-    torch.manual_seed(0)
-    return kind("ircsn_tiny", **({"num_classes": 3, "clip": CLIP, "lr": 1e-3} | options))
+@pytest.fixture
+def make_model(tiny_model):
+    """A model of the classes of `data`."""
+    return lambda kind=LitCSN, **options: tiny_model(
+        kind, **({"num_classes": 3, "lr": 1e-3, "schedule": "cosine"} | options)
+    )
 
 
 @pytest.fixture
@@ -49,35 +39,8 @@ def data(split_folder):
     return VideoDataModule(split_folder, batch_size=4, num_workers=0)  # 12 videos to train on
 
 
-@pytest.fixture
-def make_trainer(tmp_path):
-    def make(**options):
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": tmp_path,
-        }
-        return L.Trainer(**(quiet | options))
-
-    return make
-
-
-class Rates(L.Callback):
-    """The learning rates of each step of the training itself."""
-
-    def __init__(self):
-        self.rates = []
-
-    def on_train_batch_start(self, trainer, *args):
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-
 @pytest.mark.filterwarnings("ignore:When using the `ThroughputMonitor`, you need to define a `flops_per_batch`")
-def test_checkpoints_early_stopping_and_throughput(make_trainer, data, tmp_path):
+def test_checkpoints_early_stopping_and_throughput(make_trainer, make_model, data, tmp_path):
     keep = ModelCheckpoint(tmp_path / "kept", monitor="val_loss", save_top_k=1)
     stop = EarlyStopping("val_loss", patience=1, min_delta=100.0)  # nothing is that much better
     speed = ThroughputMonitor(batch_size_fn=lambda batch: len(batch["videos"]), window_size=4)
@@ -105,10 +68,10 @@ class LambdaLitCSN(LitCSN):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
-def test_the_rate_that_was_found_is_that_of_the_whole_training(make_trainer, data):
+def test_the_rate_that_was_found_is_that_of_the_whole_training(make_trainer, watch_rates, make_model, data):
     rates = {}
     for kind in (LitCSN, LambdaLitCSN):
-        seen, model = Rates(), make_model(kind, schedule="constant")
+        seen, model = watch_rates(), make_model(kind, schedule="constant")
         finder = LearningRateFinder(min_lr=1e-5, max_lr=0.1, num_training_steps=14, early_stop_threshold=None)
         make_trainer(max_epochs=5, callbacks=[finder, seen]).fit(model, data)
         found = model.hparams["lr"]
@@ -118,8 +81,8 @@ def test_the_rate_that_was_found_is_that_of_the_whole_training(make_trainer, dat
     assert rates[LambdaLitCSN] != pytest.approx([1] * 15)  # as before from the second step on
 
 
-def test_the_schedule_and_the_rate_are_for_the_batches_that_were_found(make_trainer, data):
-    seen, model = Rates(), make_model(lr_batch=8)
+def test_the_schedule_and_the_rate_are_for_the_batches_that_were_found(make_trainer, watch_rates, make_model, data):
+    seen, model = watch_rates(), make_model(lr_batch=8)
     finder = BatchSizeFinder(init_val=3, max_trials=2, steps_per_trial=1)
     make_trainer(max_epochs=2, callbacks=[finder, seen]).fit(model, data)
     assert data.batch_size == finder.optimal_batch_size == 6
@@ -127,10 +90,10 @@ def test_the_schedule_and_the_rate_are_for_the_batches_that_were_found(make_trai
     assert seen.rates == pytest.approx(expected)
 
 
-def test_the_tuner_finds_before_training(make_trainer, data):
+def test_the_tuner_finds_before_training(make_trainer, watch_rates, make_model, data):
     model, trainer = make_model(layer_decay=1.0), make_trainer(max_epochs=1)
     assert Tuner(trainer).scale_batch_size(model, datamodule=data, init_val=3, max_trials=2, steps_per_trial=1) == 6
-    seen = Rates()
+    seen = watch_rates()
     make_trainer(max_epochs=1, callbacks=[seen]).fit(model, data)
     assert seen.rates == pytest.approx([1e-3, 5e-4])
 
@@ -143,12 +106,12 @@ def test_the_tuner_finds_before_training(make_trainer, data):
         ({"lr_batch": 8}, "LearningRateFinder finds the lr for the batches as they are; leave lr_batch out"),
     ],
 )
-def test_a_search_whose_result_would_mean_something_else_is_refused(make_trainer, data, options, message):
+def test_a_search_whose_result_would_mean_something_else_is_refused(make_trainer, make_model, data, options, message):
     with pytest.raises(InputError, match=message):
         make_trainer(max_epochs=1, callbacks=[LearningRateFinder()]).fit(make_model(**options), data)
 
 
-def test_a_search_in_a_run_that_goes_on_is_refused(make_trainer, data, tmp_path):
+def test_a_search_in_a_run_that_goes_on_is_refused(make_trainer, make_model, data, tmp_path):
     trainer = make_trainer(fast_dev_run=True)
     trainer.fit(make_model(), data)
     trainer.save_checkpoint(tmp_path / "last.ckpt")

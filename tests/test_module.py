@@ -88,35 +88,6 @@ class Data(L.LightningDataModule):
     test_dataloader = val_dataloader
 
 
-@pytest.fixture
-def make_trainer(tmp_path):
-    def make(**options):
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": tmp_path,
-        }
-        return L.Trainer(**(quiet | options))
-
-    return make
-
-
-class Rates(L.Callback):
-    def __init__(self):
-        self.rates = []
-
-    def on_train_batch_start(self, trainer, *args):
-        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
-
-
-def states_equal(one, other):
-    return all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
-
-
 # Learning
 
 
@@ -219,7 +190,7 @@ def test_label_smoothing_spreads_its_share_over_all_classes(make_trainer):
     assert trainer.callback_metrics["train_loss"] == pytest.approx(-(target * logs).sum(-1).mean().item())
 
 
-def test_a_batch_without_a_readable_video_gives_every_parameter_a_gradient_of_zero(make_trainer, caplog):
+def test_a_batch_without_a_readable_video_gives_every_parameter_a_gradient_of_zero(make_trainer, states_equal, caplog):
     model = make_model(weight_decay=0.0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     gradients = []
@@ -732,7 +703,9 @@ def is_plain(value):
     return type(value) in (str, int, float, bool, type(None))
 
 
-def test_a_lightning_checkpoint_is_plain_and_comes_back_without_the_loader(tmp_path, make_trainer, monkeypatch):
+def test_a_lightning_checkpoint_is_plain_and_comes_back_without_the_loader(
+    tmp_path, make_trainer, states_equal, monkeypatch
+):
     make_model().save_pretrained(tmp_path / "weights")
     model = LitCSN.from_pretrained(
         tmp_path / "weights",
@@ -811,15 +784,15 @@ def test_hyper_parameters_that_are_not_plain_are_refused():
 
 
 @pytest.mark.parametrize("schedule", [{"schedule": "cosine", "warmup_epochs": 1.5}, {"optimizer": "adamw"}])
-def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, make_trainer, schedule):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, make_trainer, watch_rates, states_equal, schedule):
     class SaveFirstEpoch(L.Callback):
         def on_train_epoch_end(self, trainer, module):
             if trainer.current_epoch == 0:
                 trainer.save_checkpoint(tmp_path / "first.ckpt")
 
-    whole, seen = make_model(**schedule), Rates()
+    whole, seen = make_model(**schedule), watch_rates()
     make_trainer(max_epochs=3, callbacks=[SaveFirstEpoch(), seen]).fit(whole, loader(*TRAIN))
-    resumed, seen_again = make_model(**schedule), Rates()
+    resumed, seen_again = make_model(**schedule), watch_rates()
     trainer = make_trainer(max_epochs=3, callbacks=[seen_again])
     trainer.fit(resumed, loader(*TRAIN), ckpt_path=tmp_path / "first.ckpt")
     assert seen_again.rates == seen.rates[2:]
@@ -870,7 +843,7 @@ def test_a_path_is_a_path_even_if_it_reads_like_a_name(tmp_path, monkeypatch):
     assert LitCSN.from_pretrained(Path("ircsn_152_ig65m")).classes == CLASSES
 
 
-def test_a_lightning_checkpoint_is_a_source_of_weights_too(tmp_path, make_trainer):
+def test_a_lightning_checkpoint_is_a_source_of_weights_too(tmp_path, make_trainer, states_equal):
     model = make_model(network={"norm_eps": 1e-5})
     trainer = make_trainer(fast_dev_run=True)
     trainer.fit(model, loader(TRAIN[0]))
@@ -954,7 +927,7 @@ def hub(monkeypatch):
     thread.join()
 
 
-def test_a_push_makes_the_repository_and_sends_what_save_pretrained_writes(hub, tmp_path):
+def test_a_push_makes_the_repository_and_sends_what_save_pretrained_writes(states_equal, hub, tmp_path):
     model = make_model()
     address = model.push_to_hub("me/moves", private=True, revision="v2", token="hf_secret", commit_message="first")
     assert address.endswith("/me/moves/commit/" + "0" * 40)

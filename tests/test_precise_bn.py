@@ -74,14 +74,9 @@ def make_model(**options):
 
 
 @pytest.fixture
-def make_trainer(tmp_path):
-    def make(*callbacks, **options):
-        quiet = {"accelerator": "cpu", "logger": False, "num_sanity_val_steps": 0, "default_root_dir": tmp_path}
-        quiet |= {"enable_progress_bar": False, "enable_model_summary": False, "max_epochs": 1}
-        quiet["enable_checkpointing"] = any(isinstance(one, ModelCheckpoint) for one in callbacks)
-        return L.Trainer(**(quiet | options), callbacks=list(callbacks))
-
-    return make
+def make_trainer(make_trainer):
+    """A Trainer of one epoch with these callbacks."""
+    return lambda *callbacks, **options: make_trainer(**({"max_epochs": 1} | options), callbacks=list(callbacks))
 
 
 def statistics(state):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import BackboneFinetuning
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
@@ -25,56 +24,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
 ]
-
-SIZE = 16
-CLIP = {
-    "frames": 2,
-    "step": 1,
-    "fps": None,
-    "short_side": SIZE,
-    "crop": SIZE,
-    "test_crop": SIZE,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.25, 0.25, 0.25],
-}
-
-
-def make_model(**options):
-    torch.manual_seed(0)
-    return LitCSN("ircsn_tiny", **({"num_classes": 4, "clip": CLIP, "lr": 0.05} | options))
-
-
-def make_batch(labels, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    clips = torch.randint(256, (len(labels), 1, 3, 2, SIZE, SIZE), generator=generator)
-    return {
-        "clips": clips.to(torch.uint8),
-        "labels": torch.tensor(labels),
-        "videos": torch.arange(len(labels)),
-        "short": torch.zeros(len(labels), dtype=torch.bool),
-        "unreadable": [],
-    }
-
-
-def loader():
-    return DataLoader([make_batch([0, 1, 2, 3]), make_batch([3, 2, 1, 0], seed=1)], batch_size=None)
-
-
-@pytest.fixture
-def make_trainer(tmp_path):
-    def make(**options):
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "num_sanity_val_steps": 0,
-            "default_root_dir": tmp_path,
-        }
-        return L.Trainer(**(quiet | options))
-
-    return make
 
 
 class Moved(L.Callback):
@@ -96,19 +45,15 @@ class Moved(L.Callback):
             found.append([part for part in PARTS if part in moved])
 
 
-def states_equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-
-
 OPTIMISERS = [{"weight_decay": 0.1}, {"optimizer": "adamw", "lr": 0.01, "decay_norms": False, "layer_decay": 0.5}]
 
 
 @pytest.mark.parametrize("options", OPTIMISERS)
-def test_the_head_learns_first_and_then_part_after_part(make_trainer, caplog, options):
+def test_the_head_learns_first_and_then_part_after_part(make_trainer, tiny_model, tiny_loader, caplog, options):
     caplog.set_level(logging.INFO, "lightning_csn")
-    moved, model = Moved(), make_model(**options)
+    moved, model = Moved(), tiny_model(**options)
     trainer = make_trainer(max_epochs=4, callbacks=[GradualUnfreezing({"stem": 3, "stage4": 1, "stage2": 1}), moved])
-    trainer.fit(model, loader())
+    trainer.fit(model, tiny_loader())
     assert moved.weights == [["head"], *[["stage2", "stage4", "head"]] * 2, ["stem", "stage2", "stage4", "head"]]
     assert moved.statistics == [[], *[["stage2", "stage4"]] * 2, ["stem", "stage2", "stage4"]]
     plan = "unfreezing: stage4 after epoch 1, stage2 after epoch 1, stem after epoch 3, stage3 never, stage1 never"
@@ -118,19 +63,21 @@ def test_the_head_learns_first_and_then_part_after_part(make_trainer, caplog, op
     assert all(module.training for module in model.network.modules())
 
 
-def test_validation_and_others_that_switch_the_network_to_train_mode_move_nothing(make_trainer):
+def test_validation_and_others_that_switch_the_network_to_train_mode_move_nothing(
+    make_trainer, tiny_model, tiny_loader
+):
     class Train(L.Callback):
         def on_train_batch_end(self, trainer, module, *args):
             module.train()
 
-    moved, model = Moved(), make_model(network={"dropout": 0.5})
+    moved, model = Moved(), tiny_model(network={"dropout": 0.5})
     trainer = make_trainer(max_epochs=2, callbacks=[Train(), GradualUnfreezing({"stage4": 1}), moved])
-    trainer.fit(model, loader(), loader())
+    trainer.fit(model, tiny_loader(), tiny_loader())
     assert moved.statistics == [[], ["stage4"]]
 
 
 @pytest.mark.parametrize("freeze_bn", ["stats", "all"])
-def test_norms_of_what_is_unfrozen_are_what_freeze_bn_makes_of_them(make_trainer, freeze_bn):
+def test_norms_of_what_is_unfrozen_are_what_freeze_bn_makes_of_them(make_trainer, tiny_model, tiny_loader, freeze_bn):
     class Norms(L.Callback):
         """Parts with a BatchNorm whose weight, or anything else of which, has changed since the beginning."""
 
@@ -149,9 +96,9 @@ def test_norms_of_what_is_unfrozen_are_what_freeze_bn_makes_of_them(make_trainer
             others = {part_of(name) for name in moved if name.rpartition(".")[0] not in norms}
             self.others.append([part for part in PARTS if part in others])
 
-    norms, moved, model = Norms(), Moved(), make_model(freeze_bn=freeze_bn, weight_decay=0.1)
+    norms, moved, model = Norms(), Moved(), tiny_model(freeze_bn=freeze_bn, weight_decay=0.1)
     callbacks = [GradualUnfreezing({"stage4": 1, "stage2": 2}), norms, moved]
-    make_trainer(max_epochs=3, callbacks=callbacks).fit(model, loader(), loader())
+    make_trainer(max_epochs=3, callbacks=callbacks).fit(model, tiny_loader(), tiny_loader())
     learnt = [["head"], ["stage4", "head"], ["stage2", "stage4", "head"]]
     assert norms.others == learnt
     assert norms.affine == [[part for part in parts if part != "head" and freeze_bn == "stats"] for parts in learnt]
@@ -161,66 +108,70 @@ def test_norms_of_what_is_unfrozen_are_what_freeze_bn_makes_of_them(make_trainer
     assert len(frozen) == (2 * count if freeze_bn == "all" else 0)
 
 
-def test_nothing_stays_frozen_where_modules_were_exchanged_in_training(make_trainer):
+def test_nothing_stays_frozen_where_modules_were_exchanged_in_training(make_trainer, tiny_model, tiny_loader):
     class Exchange(L.Callback):  # as the conversion of SyncBatchNorm, and back
         def on_train_end(self, trainer, module):
             module.network.stem.norm = copy.copy(module.network.stem.norm)
 
-    model = make_model()
-    make_trainer(max_epochs=1, callbacks=[Exchange(), GradualUnfreezing()]).fit(model, loader())
+    model = tiny_model()
+    make_trainer(max_epochs=1, callbacks=[Exchange(), GradualUnfreezing()]).fit(model, tiny_loader())
     assert all(module.training for module in model.modules())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_what_is_frozen_gets_no_gradient_and_no_graph():
-    callback, model = GradualUnfreezing(), make_model()
+def test_what_is_frozen_gets_no_gradient_and_no_graph(tiny_model):
+    callback, model = GradualUnfreezing(), tiny_model()
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
     callback.setup(trainer, model, "fit")
-    maps = model.network.forward_features(torch.zeros(2, 3, 2, SIZE, SIZE))
+    maps = model.network.forward_features(torch.zeros(2, 3, 2, 16, 16))
     assert maps.grad_fn is None
     assert model.network.head.weight.requires_grad
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
-def test_a_run_that_goes_on_has_unfrozen_what_the_whole_run_has(make_trainer, tmp_path):
+def test_a_run_that_goes_on_has_unfrozen_what_the_whole_run_has(make_trainer, tiny_model, tiny_loader, tmp_path):
     class Save(L.Callback):
         def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
             if (trainer.current_epoch, batch_idx) == (1, 0):
                 trainer.save_checkpoint(tmp_path / "middle.ckpt")
 
     options = {"optimizer": "adamw", "lr": 0.01, "warmup_epochs": 1, "layer_decay": 0.5}
-    whole, moved = make_model(**options), Moved()
+    whole, moved = tiny_model(**options), Moved()
     callbacks = [GradualUnfreezing({"stage4": 1, "stage3": 2}), moved, Save()]
-    make_trainer(max_epochs=3, callbacks=callbacks).fit(whole, loader())
-    resumed, again = make_model(**options), Moved()
+    make_trainer(max_epochs=3, callbacks=callbacks).fit(whole, tiny_loader())
+    resumed, again = tiny_model(**options), Moved()
     again.before = LitCSN.load_from_checkpoint(tmp_path / "middle.ckpt").network  # where no epoch begins
     trainer = make_trainer(max_epochs=3, callbacks=[GradualUnfreezing({"stage4": 1, "stage3": 2}), again])
-    trainer.fit(resumed, loader(), ckpt_path=tmp_path / "middle.ckpt")
+    trainer.fit(resumed, tiny_loader(), ckpt_path=tmp_path / "middle.ckpt")
     assert again.weights == [["stage4", "head"], ["stage3", "stage4", "head"]]
     assert again.rates[-3:] == moved.rates[-3:]
 
 
-def test_a_run_that_goes_on_with_other_epochs_is_refused(make_trainer, tmp_path):
+def test_a_run_that_goes_on_with_other_epochs_is_refused(make_trainer, tiny_model, tiny_loader, tmp_path):
     trainer = make_trainer(max_epochs=1, callbacks=[GradualUnfreezing()])
-    trainer.fit(make_model(), loader())
+    trainer.fit(tiny_model(), tiny_loader())
     trainer.save_checkpoint(tmp_path / "last.ckpt")
     trainer = make_trainer(max_epochs=2, callbacks=[GradualUnfreezing(2)])
     with pytest.raises(InputError, match=r"the run to go on with has \{'stage4': 1, 'stage3': 2"):
-        trainer.fit(make_model(), loader(), ckpt_path=tmp_path / "last.ckpt")
+        trainer.fit(tiny_model(), tiny_loader(), ckpt_path=tmp_path / "last.ckpt")
 
 
-def test_what_others_have_frozen_stays_frozen(make_trainer):
-    model, moved = make_model(), Moved()
+def test_what_others_have_frozen_stays_frozen(make_trainer, tiny_model, tiny_loader):
+    model, moved = tiny_model(), Moved()
     model.network.stage4.requires_grad_(False)
     norm = next(module for module in model.network.stage3.modules() if isinstance(module, nn.BatchNorm3d))
     norm.requires_grad_(False)
-    make_trainer(max_epochs=2, callbacks=[GradualUnfreezing({"stage4": 1, "stage3": 1}), moved]).fit(model, loader())
+    make_trainer(max_epochs=2, callbacks=[GradualUnfreezing({"stage4": 1, "stage3": 1}), moved]).fit(
+        model, tiny_loader()
+    )
     assert moved.weights[1] == ["stage3", "head"]
     assert not any(parameter.requires_grad for parameter in (*model.network.stage4.parameters(), *norm.parameters()))
 
 
-def test_parts_that_training_is_too_short_for_are_told(make_trainer, caplog):
-    make_trainer(max_epochs=1, callbacks=[GradualUnfreezing({"stage4": 0.5, "stem": 3})]).fit(make_model(), loader())
+def test_parts_that_training_is_too_short_for_are_told(make_trainer, tiny_model, tiny_loader, caplog):
+    make_trainer(max_epochs=1, callbacks=[GradualUnfreezing({"stage4": 0.5, "stem": 3})]).fit(
+        tiny_model(), tiny_loader()
+    )
     assert "frozen to the end, as training ends after epoch 1: stem" in caplog.text
 
 
@@ -238,15 +189,15 @@ def test_epochs_that_make_no_sense_are_refused(epochs, message):
         GradualUnfreezing(epochs)
 
 
-def test_a_head_that_is_frozen_and_strategies_that_shard_are_refused(make_trainer):
-    model = make_model()
+def test_a_head_that_is_frozen_and_strategies_that_shard_are_refused(make_trainer, tiny_model, tiny_loader):
+    model = tiny_model()
     model.network.head.requires_grad_(False)
     with pytest.raises(InputError, match="begins with the head, but all of its parameters are frozen"):
-        make_trainer(fast_dev_run=True, callbacks=[GradualUnfreezing()]).fit(model, loader())
+        make_trainer(fast_dev_run=True, callbacks=[GradualUnfreezing()]).fit(model, tiny_loader())
     assert model.network.stem.conv.weight.requires_grad
     trainer = L.Trainer(accelerator="cpu", strategy=L.pytorch.strategies.ModelParallelStrategy(), logger=False)
     with pytest.raises(InputError, match="ModelParallelStrategy puts parameters together"):
-        GradualUnfreezing().setup(trainer, make_model(), "fit")
+        GradualUnfreezing().setup(trainer, tiny_model(), "fit")
 
 
 # Lightning's own BackboneFinetuning
@@ -268,18 +219,20 @@ class Naive(LitCSN):
 
 
 @pytest.mark.filterwarnings("ignore:The provided params to be frozen already exist")
-def test_lightnings_finetuning_moves_what_it_freezes_and_ends_in_an_error_and_is_therefore_refused(make_trainer):
+def test_lightnings_finetuning_moves_what_it_freezes_and_ends_in_an_error_and_is_therefore_refused(
+    make_trainer, tiny_model, tiny_loader
+):
     torch.manual_seed(0)
-    naive, moved = Naive("ircsn_tiny", num_classes=4, clip=CLIP), Moved()
+    naive, moved = tiny_model(Naive), Moved()
     trainer = make_trainer(max_epochs=2, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1), moved])
     with pytest.raises(ValueError, match="zip"):
-        trainer.fit(naive, loader())
+        trainer.fit(naive, tiny_loader())
     assert moved.weights[0] == moved.statistics[0] + ["head"] == list(PARTS)
     trainer = make_trainer(max_epochs=2, callbacks=[BackboneFinetuning(unfreeze_backbone_at_epoch=1)])
     with pytest.raises(
         InputError, match=r"BackboneFinetuning does not work with this model: .*; use GradualUnfreezing"
     ):
-        trainer.fit(make_model(), loader())
+        trainer.fit(tiny_model(), tiny_loader())
 
 
 # Several processes
