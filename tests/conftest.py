@@ -203,13 +203,19 @@ def tiny_clip() -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_clip: dict[str, Any]) -> Callable[..., Any]:
-    """A LitCSN, or of another kind, for clips as small as these and four classes; of one seed, the same weights."""
+    """A LitCSN, or of another kind, for clips as small as these and four classes; of one seed, the same weights.
+
+    sure: what those of the head are multiplied by, for a network whose answers differ.
+    """
     from lightning_csn.module import LitCSN
 
-    def make(kind: type[LitCSN] = LitCSN, *, seed: int = 0, **options: Any) -> LitCSN:
+    def make(kind: type[LitCSN] = LitCSN, *, seed: int = 0, sure: float = 1, **options: Any) -> LitCSN:
         torch.manual_seed(seed)
-        given = {"clip": tiny_clip, "lr": 0.05, "schedule": "constant"} | options
-        return kind("ircsn_tiny", **(given if "classes" in options else {"num_classes": 4} | given))
+        count = {} if options.get("classes") else {"num_classes": 4}
+        model = kind("ircsn_tiny", **({"clip": tiny_clip, "lr": 0.05, "schedule": "constant"} | count | options))
+        with torch.no_grad():
+            model.network.head.weight *= sure
+        return model
 
     return make
 

@@ -7,7 +7,6 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
 
 from lightning_csn.cli import main
 from lightning_csn.ema import EMA
@@ -25,56 +24,45 @@ pytestmark = [
 ]
 
 CLASSES = ["clapping", "jumping", "waving"]
-CLIP = {
-    "frames": 4,
-    "step": 1,
-    "fps": None,
-    "short_side": 32,
-    "crop": 32,
-    "test_crop": 32,
-    "mean": [0.5, 0.4, 0.3],
-    "std": [0.25, 0.2, 0.5],
-}
+COLOURS = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.5]}
 
 
-def make_model(seed=0, **options):
-    torch.manual_seed(seed)
-    return LitCSN("ircsn_tiny", **{"classes": CLASSES, "clip": CLIP, "schedule": "constant"} | options)
+@pytest.fixture
+def make_model(tiny_model, tiny_clip):
+    """A model of these classes and colours."""
+    return lambda **options: tiny_model(**({"classes": CLASSES, "clip": tiny_clip | COLOURS} | options))
 
 
-def save_teacher(folder, **options):
+@pytest.fixture
+def batch(tiny_batch):
+    """A batch with a clip of each class."""
+    return lambda seed=0: tiny_batch([0, 1, 2], seed)
+
+
+@pytest.fixture
+def save_teacher(make_model, batch, tmp_path):
     """A network that does not answer everything alike: its statistics are those of clips, and its head is sure."""
-    model = make_model(seed=1, **options)
-    with torch.no_grad():
-        for number in range(3):
-            model.network(model.normalise(batch(number)["clips"].flatten(0, 1)))
-        model.network.head.weight *= 30
-    model.eval().save_pretrained(folder)
-    return str(folder)
+
+    def save(name="teacher", **options):
+        model = make_model(seed=1, sure=30, **options)
+        with torch.no_grad():
+            for seed in range(3):
+                model.network(model.normalise(batch(seed)["clips"].flatten(0, 1)))
+        return str(model.eval().save_pretrained(tmp_path / name))
+
+    return save
 
 
-def batch(first=0):
-    generator = torch.Generator().manual_seed(first)
-    return {
-        "clips": torch.randint(256, (3, 1, 3, 4, 32, 32), generator=generator, dtype=torch.uint8),
-        "labels": torch.tensor([0, 1, 2]),
-        "videos": torch.arange(3),
-        "short": torch.zeros(3, dtype=torch.bool),
-        "unreadable": [],
-    }
+@pytest.fixture
+def fit(make_trainer, tiny_loader, batch):
+    """Train for an epoch; gives the trainer."""
 
+    def run(model, *batches, **options):
+        trainer = make_trainer(max_epochs=1, **options)
+        trainer.fit(model, tiny_loader(*batches or [batch()]))
+        return trainer
 
-def make_trainer(path, **options):
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return L.Trainer(
-        **{"accelerator": "cpu", "logger": False, "default_root_dir": path, "max_epochs": 1} | quiet | options
-    )
-
-
-def fit(model, path, *batches, **options):
-    trainer = make_trainer(path, **options)
-    trainer.fit(model, DataLoader(list(batches) or [batch()], batch_size=None))
-    return trainer
+    return run
 
 
 def softened_distance(logits, taught, temperature):
@@ -83,11 +71,14 @@ def softened_distance(logits, taught, temperature):
     return (goal * (goal.log() - student.log())).sum(-1).mean() * temperature**2
 
 
-def test_the_loss_is_of_the_labels_and_of_the_teacher_who_sees_the_clips_in_its_own_colours(tmp_path):
+def test_the_loss_is_of_the_labels_and_of_the_teacher_who_sees_the_clips_in_its_own_colours(
+    fit, make_model, batch, save_teacher, tiny_clip
+):
     other = {"mean": [0.1, 0.2, 0.6], "std": [0.5, 0.4, 0.3]}
-    teacher = LitCSN.from_pretrained(save_teacher(tmp_path / "teacher", clip=CLIP | other))
+    source = save_teacher(clip=tiny_clip | other)
+    teacher = LitCSN.from_pretrained(source)
     clips = batch()["clips"].flatten(0, 1)
-    trainer = fit(make_model(teacher=str(tmp_path / "teacher"), distill_weight=0.3), tmp_path)
+    trainer = fit(make_model(teacher=source, distill_weight=0.3))
     student = make_model()
     with torch.no_grad():
         logits, taught = student.network(student.normalise(clips)), teacher.network(teacher.normalise(clips))
@@ -100,8 +91,8 @@ def test_the_loss_is_of_the_labels_and_of_the_teacher_who_sees_the_clips_in_its_
     assert wrong != pytest.approx(distance.item(), rel=0.01)  # what makes the test worth having
 
 
-def test_both_see_the_same_mixed_clip(tmp_path, monkeypatch):
-    model = make_model(teacher=save_teacher(tmp_path / "teacher"), cutmix=1.0, mixup=1.0)
+def test_both_see_the_same_mixed_clip(fit, make_model, batch, save_teacher, monkeypatch):
+    model = make_model(teacher=save_teacher(), cutmix=1.0, mixup=1.0)
     seen = []
     model.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].clone()))
     find = LitCSN._find_teacher
@@ -111,14 +102,14 @@ def test_both_see_the_same_mixed_clip(tmp_path, monkeypatch):
         self._teacher.network.register_forward_pre_hook(lambda network, inputs: seen.append(inputs[0].clone()))
 
     monkeypatch.setattr(LitCSN, "_find_teacher", watched)
-    fit(model, tmp_path)
+    fit(model)
     torch.testing.assert_close(seen[0], seen[1], atol=1e-5, rtol=1e-5)
     unmixed = model.normalise(batch()["clips"].flatten(0, 1))
     assert not torch.allclose(seen[0], unmixed)
 
 
-def test_the_teacher_stays_as_it_is_and_is_in_no_checkpoint(tmp_path):
-    source = save_teacher(tmp_path / "teacher")
+def test_the_teacher_stays_as_it_is_and_is_in_no_checkpoint(fit, make_model, batch, save_teacher):
+    source = save_teacher()
     before = LitCSN.from_pretrained(source).network.state_dict()
     model = make_model(teacher=source, lr=0.1)
     ema = EMA(0.9)
@@ -135,23 +126,23 @@ def test_the_teacher_stays_as_it_is_and_is_in_no_checkpoint(tmp_path):
             assert ema._average_model.module._teacher in (None, module._teacher)
             found.append(trainer._checkpoint_connector.dump_checkpoint())
 
-    fit(model, tmp_path, batch(), batch(1), callbacks=[ema, Watch()])
+    fit(model, batch(), batch(1), callbacks=[ema, Watch()])
     assert found[-1]["state_dict"].keys() == make_model().state_dict().keys()
     assert len(found[-1]["optimizer_states"][0]["param_groups"][0]["params"]) <= len(list(make_model().parameters()))
     assert found[-1]["hyper_parameters"]["teacher"] == source
     assert model._teacher is None
-    fit(model, tmp_path)  # and again
+    fit(model)  # and again
 
 
-def test_classes_are_matched_by_name(tmp_path):
-    fits = [save_teacher(tmp_path / "teacher"), save_teacher(tmp_path / "turned", classes=CLASSES[::-1])]
+def test_classes_are_matched_by_name(fit, make_model, batch, save_teacher):
+    fits = [save_teacher(), save_teacher("turned", classes=CLASSES[::-1])]
     turned = LitCSN.from_pretrained(fits[1])
     clips = batch()["clips"].flatten(0, 1)
     student = make_model()
     with torch.no_grad():
         taught = turned.network(turned.normalise(clips)).flip(-1)
         logits = student.network(student.normalise(clips))
-    trainer = fit(make_model(teacher=fits[1]), tmp_path)
+    trainer = fit(make_model(teacher=fits[1]))
     assert trainer.callback_metrics["train_distill"].item() == pytest.approx(
         softened_distance(logits, taught, 2.0).item(), rel=1e-4
     )
@@ -168,13 +159,13 @@ def test_classes_are_matched_by_name(tmp_path):
         ({"multi_label": True}, r"any number of classes \(multi_label\), and the model gives each video one"),
     ],
 )
-def test_a_teacher_of_other_classes_is_refused(tmp_path, options, message):
+def test_a_teacher_of_other_classes_is_refused(fit, make_model, save_teacher, options, message):
     with pytest.raises(InputError, match=message):
-        fit(make_model(teacher=save_teacher(tmp_path / "teacher", **options)), tmp_path)
+        fit(make_model(teacher=save_teacher(**options)))
 
 
-def test_a_teacher_of_other_clips_is_told(tmp_path, caplog):
-    fit(make_model(teacher=save_teacher(tmp_path / "teacher", clip=CLIP | {"step": 3})), tmp_path)
+def test_a_teacher_of_other_clips_is_told(fit, make_model, save_teacher, tiny_clip, caplog):
+    fit(make_model(teacher=save_teacher(clip=tiny_clip | COLOURS | {"step": 3})))
     told = [one.message for one in caplog.records if one.levelno == logging.WARNING and "teacher" in one.message]
     assert told == ["the teacher sees clips of the model, which are not as its own (step 3 and 1)"]
 
@@ -186,16 +177,16 @@ def test_a_teacher_of_other_clips_is_told(tmp_path, caplog):
         ({"distill_temperature": 0}, "distill_temperature must be above 0"),
     ],
 )
-def test_numbers_that_make_no_sense_are_refused(options, message):
+def test_numbers_that_make_no_sense_are_refused(make_model, options, message):
     with pytest.raises(InputError, match=message):
         make_model(**options)
 
 
-def test_a_weight_of_0_needs_no_teacher(tmp_path):
-    trainer = fit(make_model(teacher=str(tmp_path / "gone"), distill_weight=0), tmp_path)
+def test_a_weight_of_0_needs_no_teacher(fit, make_model, tmp_path):
+    trainer = fit(make_model(teacher=str(tmp_path / "gone"), distill_weight=0))
     assert "train_distill" not in trainer.callback_metrics
     with pytest.raises(InputError, match="gone: no such file or folder"):
-        fit(make_model(teacher=str(tmp_path / "gone")), tmp_path)
+        fit(make_model(teacher=str(tmp_path / "gone")))
 
 
 def test_several_labels_are_taught_one_by_one():
@@ -211,8 +202,8 @@ def test_several_labels_are_taught_one_by_one():
     assert logits.grad.abs().sum() > 0
 
 
-def test_what_a_teacher_taught_needs_it_no_more(tmp_path, split_folder, capsys):
-    source = save_teacher(tmp_path / "teacher")
+def test_what_a_teacher_taught_needs_it_no_more(save_teacher, tmp_path, split_folder, capsys):
+    source = save_teacher()
     yaml = "{frames: 4, step: 1, fps: null, short_side: 32, crop: 32, test_crop: 32, mean: [0, 0, 0], std: [1, 1, 1]}"
     quiet = ["--trainer.accelerator=cpu", "--trainer.devices=1", "--trainer.enable_progress_bar=false"]
     quiet += ["--trainer.enable_model_summary=false", "--data.num_workers=0", f"--data.root={split_folder}"]

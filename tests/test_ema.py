@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 from lightning.pytorch.strategies import FSDPStrategy
-from torch.utils.data import DataLoader
 
 from lightning_csn.cli import main
 from lightning_csn.ema import EMA
@@ -25,43 +24,15 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
 ]
 
-CLIP = {
-    "frames": 2,
-    "step": 1,
-    "fps": None,
-    "short_side": 16,
-    "crop": 16,
-    "test_crop": 16,
-    "mean": [0.5, 0.5, 0.5],
-    "std": [0.2, 0.2, 0.2],
-}
 
-
-def make_model(**options):
-    torch.manual_seed(0)
-    return LitCSN("ircsn_tiny", num_classes=2, clip=CLIP, **{"lr": 0.1, "schedule": "constant"} | options)
-
-
-def loader(count=4, first=0):
-    def batch(number):
-        generator = torch.Generator().manual_seed(number)
-        return {
-            "clips": torch.randint(256, (2, 1, 3, 2, 16, 16), generator=generator, dtype=torch.uint8),
-            "labels": torch.tensor([0, 1]),
-            "videos": torch.tensor([2 * number, 2 * number + 1]),
-            "short": torch.tensor([False, False]),
-            "unreadable": [],
-        }
-
-    return DataLoader([batch(first + number) for number in range(count)], batch_size=None)
+@pytest.fixture
+def make_model(tiny_model):
+    """A model of two classes that learns fast."""
+    return lambda: tiny_model(num_classes=2, lr=0.1)
 
 
 def weights_of(model):
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def distance(one, other):
@@ -85,23 +56,19 @@ class Spy(L.Callback):
 
 
 @pytest.fixture
-def fit(tmp_path):
+def loader(tiny_batch, tiny_loader):
+    """Of so many batches, each of its own seed."""
+    return lambda count=4, first=0: tiny_loader(*(tiny_batch([0, 1], seed=first + n) for n in range(count)))
+
+
+@pytest.fixture
+def fit(make_trainer, make_model, loader):
     """Train for some steps; gives the trainer, the model and what Spy saw."""
 
     def run(callback, *callbacks, ckpt_path=None, spy_path=None, model=None, **options):
         spy = Spy(spy_path)
         model = model or make_model()
-        quiet = {
-            "accelerator": "cpu",
-            "logger": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in callbacks),
-            "num_sanity_val_steps": 0,
-            "default_root_dir": tmp_path,
-            "max_epochs": 1,
-        }
-        trainer = L.Trainer(callbacks=[callback, spy, *callbacks], **(quiet | options))
+        trainer = make_trainer(**({"max_epochs": 1} | options), callbacks=[callback, spy, *callbacks])
         trainer.fit(model, loader(), loader(1, first=10), ckpt_path=ckpt_path, weights_only=True)
         return trainer, model, spy
 
@@ -129,10 +96,10 @@ def test_the_average_is_what_its_definition_says_and_what_is_validated(fit):
     assert distance(weights_of(model), spy.steps[-1]) > 0.01
 
 
-def test_training_itself_goes_on_with_the_weights(fit):
+def test_training_itself_goes_on_with_the_weights(states_equal, fit):
     _, _, plain = fit(L.Callback(), max_epochs=2)
     _, _, averaged = fit(EMA(0.9), max_epochs=2)
-    assert all(equal(one, other) for one, other in zip(plain.steps, averaged.steps, strict=True))
+    assert all(states_equal(one, other) for one, other in zip(plain.steps, averaged.steps, strict=True))
 
 
 def test_accumulated_batches_are_one_step(fit):
@@ -146,11 +113,11 @@ def test_accumulated_batches_are_one_step(fit):
 # ---------------------------------------------------------------- Lightning's callback, and what it loses
 
 
-def test_a_start_that_is_not_reached_leaves_what_was_learned(fit, caplog):
+def test_a_start_that_is_not_reached_leaves_what_was_learned(make_model, states_equal, fit, caplog):
     naive = EMAWeightAveraging(update_starting_at_step=100)
     _, model, spy = fit(naive)
-    assert equal(weights_of(model), weights_of(make_model()))  # nothing is left of four steps of training
-    assert not equal(weights_of(model), spy.steps[-1])
+    assert states_equal(weights_of(model), weights_of(make_model()))  # nothing is left of four steps of training
+    assert not states_equal(weights_of(model), spy.steps[-1])
     with pytest.raises(InputError, match="begins at step 100, but training has only 4 steps; lower start_step"):
         fit(EMA(start_step=100))
 
@@ -160,11 +127,11 @@ def test_a_start_that_is_not_reached_leaves_what_was_learned(fit, caplog):
 
     trainer, model, spy = fit(EMA(start_step=3), Stop(), min_epochs=0)
     assert len(spy.steps) == 2
-    assert equal(weights_of(model), spy.steps[-1])
-    assert equal(spy.validations[-1], spy.steps[-1])
+    assert states_equal(weights_of(model), spy.steps[-1])
+    assert states_equal(spy.validations[-1], spy.steps[-1])
     assert "ended after 2 steps, before step 3 at which averaging begins: nothing was averaged" in caplog.text
     checkpoint = trainer._checkpoint_connector.dump_checkpoint()
-    assert equal(checkpoint["state_dict"], spy.steps[-1])
+    assert states_equal(checkpoint["state_dict"], spy.steps[-1])
 
 
 def test_averages_of_a_short_run_are_not_those_of_its_first_steps(fit):
@@ -178,7 +145,7 @@ def test_averages_of_a_short_run_are_not_those_of_its_first_steps(fit):
     assert share_learned(EMA(0.999, warm_up=False)) < 0.05
 
 
-def test_a_test_after_training_is_of_the_averages_that_were_validated(fit):
+def test_a_test_after_training_is_of_the_averages_that_were_validated(loader, states_equal, fit):
     def tested(callback):
         seen = Spy()
         seen.on_test_batch_end = lambda trainer, module, *args: seen.validations.append(weights_of(module))
@@ -188,42 +155,42 @@ def test_a_test_after_training_is_of_the_averages_that_were_validated(fit):
         return seen.validations[-1], spy
 
     found, spy = tested(EMAWeightAveraging(decay=0.9))
-    assert equal(found, spy.steps[-1])  # the weights, of which no validation was
+    assert states_equal(found, spy.steps[-1])  # the weights, of which no validation was
     found, spy = tested(EMA(0.9))
-    assert equal(found, spy.validations[-1])
+    assert states_equal(found, spy.validations[-1])
 
 
-def test_a_file_of_weights_alone_holds_the_averages(fit):
+def test_a_file_of_weights_alone_holds_the_averages(states_equal, fit):
     def kept(callback):
         only = ModelCheckpoint(monitor="val_loss", save_weights_only=True)
         _, _, spy = fit(callback, only)
         return torch.load(only.best_model_path, weights_only=True), spy
 
     checkpoint, spy = kept(EMAWeightAveraging(decay=0.9))
-    assert equal(checkpoint["state_dict"], spy.steps[-1])
+    assert states_equal(checkpoint["state_dict"], spy.steps[-1])
     checkpoint, spy = kept(EMA(0.9))
-    assert equal(checkpoint["state_dict"], spy.validations[-1])
+    assert states_equal(checkpoint["state_dict"], spy.validations[-1])
     assert checkpoint["ema"] == {"decay": 0.9, "updates": 4}
 
 
-def test_what_is_saved_amid_a_validation_is_not_exchanged(fit, tmp_path):
+def test_what_is_saved_amid_a_validation_is_not_exchanged(states_equal, fit, tmp_path):
     def saved(callback):
         _, _, spy = fit(callback, spy_path=tmp_path / "amid.ckpt")
         checkpoint = torch.load(tmp_path / "amid.ckpt", weights_only=True)
         return checkpoint["state_dict"], checkpoint["current_model_state"], spy
 
     averages, weights, spy = saved(EMAWeightAveraging(decay=0.9))
-    assert equal(averages, spy.steps[-1])
-    assert equal(weights, spy.validations[-1])
+    assert states_equal(averages, spy.steps[-1])
+    assert states_equal(weights, spy.validations[-1])
     averages, weights, spy = saved(EMA(0.9))
-    assert equal(averages, spy.validations[-1])
-    assert equal(weights, spy.steps[-1])
+    assert states_equal(averages, spy.validations[-1])
+    assert states_equal(weights, spy.steps[-1])
 
 
 # ---------------------------------------------------------------- going on
 
 
-def test_training_goes_on_from_its_end(fit, tmp_path):
+def test_training_goes_on_from_its_end(states_equal, fit, tmp_path):
     _, _, whole = fit(EMA(0.9), max_epochs=2)
 
     def halves(kind):
@@ -232,18 +199,18 @@ def test_training_goes_on_from_its_end(fit, tmp_path):
         return fit(kind, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)[2]
 
     second = halves(EMA(0.9))
-    assert equal(second.steps[-1], whole.steps[-1])
-    assert equal(second.validations[-1], whole.validations[-1])
-    assert not equal(halves(EMAWeightAveraging(decay=0.9)).steps[-1], whole.steps[-1])
+    assert states_equal(second.steps[-1], whole.steps[-1])
+    assert states_equal(second.validations[-1], whole.validations[-1])
+    assert not states_equal(halves(EMAWeightAveraging(decay=0.9)).steps[-1], whole.steps[-1])
 
 
-def test_averaging_may_begin_in_a_run_that_goes_on(fit, tmp_path):
+def test_averaging_may_begin_in_a_run_that_goes_on(states_equal, fit, tmp_path):
     _, _, plain = fit(L.Callback(), max_epochs=2)
     trainer, *_ = fit(L.Callback())
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     ema = EMA(0.9)
     _, _, spy = fit(ema, ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
-    assert equal(spy.steps[-1], plain.steps[-1])
+    assert states_equal(spy.steps[-1], plain.steps[-1])
     assert ema.updates == 4
 
 
@@ -254,7 +221,7 @@ def test_averages_are_not_trained_on_as_if_they_were_the_weights(fit, tmp_path):
         fit(L.Callback(), ckpt_path=tmp_path / "half.ckpt", max_epochs=2)
 
 
-def test_a_validation_that_fails_leaves_the_weights(fit):
+def test_a_validation_that_fails_leaves_the_weights(make_model, states_equal, fit):
     class Fail(L.Callback):
         def on_validation_batch_end(self, *args):
             raise InputError("no more")
@@ -263,10 +230,10 @@ def test_a_validation_that_fails_leaves_the_weights(fit):
     with pytest.raises(InputError, match="no more"):
         fit(EMA(0.9), Fail(), model=model)
     _, _, spy = fit(EMA(0.9))
-    assert equal(weights_of(model), spy.steps[-1])
+    assert states_equal(weights_of(model), spy.steps[-1])
 
 
-def test_the_averages_have_what_is_done_to_their_statistics(fit):
+def test_the_averages_have_what_is_done_to_their_statistics(states_equal, fit):
     class Measure(L.Callback):  # as PreciseBatchNorm
         def on_validation_epoch_start(self, trainer, module):
             with trainer.callbacks[0].averages_in(module):  # they are there already, and stay
@@ -275,8 +242,8 @@ def test_the_averages_have_what_is_done_to_their_statistics(fit):
         def on_train_batch_end(self, trainer, module, *args):
             weights, average = weights_of(module), trainer.callbacks[0]._average_model.module
             with trainer.callbacks[0].averages_in(module):
-                assert equal(weights_of(module), weights_of(average))
-            assert equal(weights_of(module), weights)
+                assert states_equal(weights_of(module), weights_of(average))
+            assert states_equal(weights_of(module), weights)
 
         def on_train_end(self, trainer, module):
             module.network.stem.norm.running_mean.fill_(4)
@@ -293,10 +260,10 @@ def test_the_averages_have_what_is_done_to_their_statistics(fit):
     assert (weights_of(average)[name] == 3).all()
     checkpoint = trainer._checkpoint_connector.dump_checkpoint()
     assert (checkpoint["state_dict"][name] == 4).all()
-    assert equal(checkpoint["current_model_state"], spy.steps[-1])
+    assert states_equal(checkpoint["current_model_state"], spy.steps[-1])
 
 
-def test_a_model_that_has_answered_before_is_averaged_too(fit):
+def test_a_model_that_has_answered_before_is_averaged_too(make_model, fit):
     model = make_model().eval()
     with torch.no_grad():
         model(torch.zeros(1, 1, 3, 2, 16, 16, dtype=torch.uint8))
@@ -319,14 +286,14 @@ def test_numbers_that_make_no_sense_are_refused(options, message):
         EMA(**options)
 
 
-def test_weights_that_are_cut_into_pieces_are_refused(tmp_path, monkeypatch):
+def test_weights_that_are_cut_into_pieces_are_refused(make_model, tmp_path, monkeypatch):
     trainer = L.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, default_root_dir=tmp_path)
     monkeypatch.setattr(type(trainer), "strategy", FSDPStrategy())
     with pytest.raises(InputError, match="which FSDPStrategy cuts into pieces; train with"):
         EMA().setup(trainer, make_model(), "fit")
 
 
-def test_averages_of_coarse_numbers_are_fine(fit):
+def test_averages_of_coarse_numbers_are_fine(make_model, fit):
     """bf16 has 8 bits: a thousandth of a step towards the weights would be no step at all."""
     ema = EMA(0.999, warm_up=False)
     model = make_model()
@@ -360,7 +327,9 @@ def whole_run(split_folder, tmp_path_factory):
 
 
 @pytest.mark.parametrize("at", [("training_step", 2), ("validation_step", 2), ("training_step", 5)])
-def test_a_run_that_is_stopped_goes_on_with_its_averages(split_folder, tmp_path, whole_run, monkeypatch, at):
+def test_a_run_that_is_stopped_goes_on_with_its_averages(
+    states_equal, split_folder, tmp_path, whole_run, monkeypatch, at
+):
     """Two epochs of three batches; stopped in an epoch, and in the validation of averages."""
     name, number = at
     step, count = getattr(LitCSN, name), 0
@@ -380,12 +349,14 @@ def test_a_run_that_is_stopped_goes_on_with_its_averages(split_folder, tmp_path,
     held, whole = (torch.load(runs / "last.ckpt", weights_only=True) for runs in (tmp_path, whole_run))
     assert held["global_step"] == whole["global_step"] == 6
     assert held["ema"] == whole["ema"] == {"decay": 0.9, "updates": 6}
-    assert equal(held["state_dict"], whole["state_dict"])
-    assert equal(held["current_model_state"], whole["current_model_state"])
-    assert not equal(held["state_dict"], held["current_model_state"])
+    assert states_equal(held["state_dict"], whole["state_dict"])
+    assert states_equal(held["current_model_state"], whole["current_model_state"])
+    assert not states_equal(held["state_dict"], held["current_model_state"])
 
 
-def test_test_and_from_pretrained_use_the_averages_and_say_so(split_folder, tmp_path, whole_run, capsys, caplog):
+def test_test_and_from_pretrained_use_the_averages_and_say_so(
+    states_equal, split_folder, tmp_path, whole_run, capsys, caplog
+):
     last = whole_run / "last.ckpt"
     said = "averages of the weights over 6 steps of training (EMA, decay 0.9)"
     options = [f"--data.root={split_folder}", f"--trainer.default_root_dir={tmp_path}", "--data.test_clips=1"]
@@ -393,11 +364,11 @@ def test_test_and_from_pretrained_use_the_averages_and_say_so(split_folder, tmp_
     assert f"the weights are {said}" in capsys.readouterr().err
     averages = torch.load(last, weights_only=True)["state_dict"]
     model = LitCSN.from_pretrained(last)
-    assert equal(model.state_dict(), averages)
+    assert states_equal(model.state_dict(), averages)
     model.save_pretrained(tmp_path / "saved")
     assert f"The weights are {said}." in (tmp_path / "saved" / "README.md").read_text()
     caplog.set_level(logging.INFO)
-    assert equal(LitCSN.load_from_checkpoint(last, weights_only=True).state_dict(), averages)
+    assert states_equal(LitCSN.load_from_checkpoint(last, weights_only=True).state_dict(), averages)
     assert said in caplog.text
 
 

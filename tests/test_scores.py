@@ -20,7 +20,6 @@ from lightning_csn.cli import main
 from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
-from lightning_csn.module import LitCSN
 from lightning_csn.scores import ScoresWriter, describe_videos, hash_weights, merge, read_scores, write_arrays
 
 pytestmark = [
@@ -41,12 +40,10 @@ CLIP = {
 }
 
 
-def make_model(seed=0, **options):
-    torch.manual_seed(seed)
-    model = LitCSN("ircsn_tiny", classes=CLASSES, clip=CLIP, **options)
-    with torch.no_grad():
-        model.network.head.weight *= 500  # so sure of itself that it matters what is averaged
-    return model
+@pytest.fixture(scope="module")
+def make_model(tiny_model):
+    """A model that is so sure of itself that it matters what is averaged."""
+    return lambda **options: tiny_model(sure=500, classes=CLASSES, clip=CLIP, **options)
 
 
 def make_data(root, **options):
@@ -67,17 +64,23 @@ class Watch(L.Callback):
         self.seen += [*batch["videos"].tolist(), *(number for number, _ in batch["unreadable"])]
 
 
-def run_test(root, *callbacks, model=None, data=None, **options):
-    trainer = L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=list(callbacks),
-        default_root_dir=os.devnull,
-        **options,
-    )
-    return trainer.test(model or make_model(), data or make_data(root), verbose=False)[0]
+@pytest.fixture(scope="module")
+def run_test(make_model):
+    """The figures of a test of a folder's videos, or of other data."""
+
+    def run(root, *callbacks, model=None, data=None, **options):
+        trainer = L.Trainer(
+            accelerator="cpu",
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            callbacks=list(callbacks),
+            default_root_dir=os.devnull,
+            **options,
+        )
+        return trainer.test(model or make_model(), data or make_data(root), verbose=False)[0]
+
+    return run
 
 
 def figures(scores, average=None):
@@ -94,7 +97,7 @@ def damaged_folder(video_folder, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def written(damaged_folder, tmp_path_factory):
+def written(run_test, damaged_folder, tmp_path_factory):
     """What a test of damaged_folder found, and the file that it wrote; leave as it is."""
     path = tmp_path_factory.mktemp("scores") / "new" / "scores.npz"
     return run_test(damaged_folder, ScoresWriter(path)), path
@@ -106,29 +109,35 @@ def die_at_once(monkeypatch):
     monkeypatch.setattr(ScoresWriter, "on_exception", lambda *args: None)
 
 
-def stop(root, path, stop_after, **options):
-    watch = Watch(stop_after)
-    with pytest.raises(RuntimeError, match="killed"):
-        run_test(root, ScoresWriter(path, videos_per_part=2), watch, **options)
-    return watch.seen
+@pytest.fixture
+def stop(run_test):
+    """Stop a test after so many videos; gives those that were seen."""
+
+    def run(root, path, stop_after):
+        watch = Watch(stop_after)
+        with pytest.raises(RuntimeError, match="killed"):
+            run_test(root, ScoresWriter(path, videos_per_part=2), watch)
+        return watch.seen
+
+    return run
 
 
 # Files
 
 
 @pytest.mark.parametrize("average", ["probabilities", "logits"])
-def test_the_figures_of_a_test_come_again_to_the_last_digit(damaged_folder, written, average):
+def test_the_figures_of_a_test_come_again_to_the_last_digit(make_model, run_test, damaged_folder, written, average):
     tested = run_test(damaged_folder, model=make_model(average=average))
     assert figures(read_scores(written[1]), average) == tested
     assert tested["test_videos"] == 8
     assert (tested == written[0]) is (average == "probabilities")
 
 
-def test_writing_scores_changes_no_figure(damaged_folder, written):
+def test_writing_scores_changes_no_figure(run_test, damaged_folder, written):
     assert run_test(damaged_folder) == written[0]
 
 
-def test_a_file_holds_the_logits_of_each_view_and_says_what_they_are_of(damaged_folder, written):
+def test_a_file_holds_the_logits_of_each_view_and_says_what_they_are_of(make_model, damaged_folder, written):
     with np.load(written[1]) as file:  # NumPy alone
         arrays = dict(file)
     assert arrays["videos"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8]
@@ -156,7 +165,7 @@ def test_nothing_but_the_file_is_left(written):
     assert [path.name for path in written[1].parent.iterdir()] == ["scores.npz"]
 
 
-def test_a_file_is_written_without_a_name_for_its_videos_too(tmp_path):
+def test_a_file_is_written_without_a_name_for_its_videos_too(run_test, tmp_path):
     batch = {
         "clips": torch.randint(256, (2, 5, 3, 4, 32, 32), dtype=torch.uint8),
         "labels": torch.tensor([0, 2]),
@@ -175,7 +184,7 @@ def test_a_file_is_written_without_a_name_for_its_videos_too(tmp_path):
         run_test(None, ScoresWriter(tmp_path / "s.npz"), data=loader)
 
 
-def test_scores_of_several_labels_come_again(tmp_path):
+def test_scores_of_several_labels_come_again(make_model, run_test, tmp_path):
     batches = [
         {
             "clips": torch.randint(256, (1, 2, 3, 4, 32, 32), dtype=torch.uint8),
@@ -197,7 +206,7 @@ def test_scores_of_several_labels_come_again(tmp_path):
         assert sum(count for name, count in row.items() if name != "class") == 5
 
 
-def test_views_of_different_number_are_refused(tmp_path):
+def test_views_of_different_number_are_refused(run_test, tmp_path):
     batches = [
         {
             "clips": torch.zeros(1, views, 3, 4, 32, 32, dtype=torch.uint8),
@@ -219,7 +228,7 @@ def test_a_name_that_is_no_npz_file_is_refused(tmp_path, name):
         ScoresWriter(tmp_path / name)
 
 
-def test_a_file_that_cannot_be_written_is_said(tmp_path, video_folder):
+def test_a_file_that_cannot_be_written_is_said(run_test, tmp_path, video_folder):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"the scores cannot be written: Not a directory"):
         run_test(video_folder, ScoresWriter(tmp_path / "file" / "scores.npz"))
@@ -255,7 +264,7 @@ def test_a_file_of_another_version_is_refused(tmp_path, written):
         read_scores(tmp_path / "new.npz")
 
 
-def test_a_shell_writes_scores_and_averages_them(video_folder, tmp_path, capsys):
+def test_a_shell_writes_scores_and_averages_them(make_model, video_folder, tmp_path, capsys):
     make_model().save_pretrained(tmp_path / "weights")
     options = [f"--data.root={video_folder}", f"--model.pretrained={tmp_path / 'weights'}", "--data.num_workers=0"]
     options += ["--data.test_clips=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
@@ -273,7 +282,7 @@ def test_a_shell_writes_scores_and_averages_them(video_folder, tmp_path, capsys)
 
 
 @pytest.mark.usefixtures("die_at_once")
-def test_a_stopped_test_goes_on_where_it_was(damaged_folder, written, tmp_path, caplog):
+def test_a_stopped_test_goes_on_where_it_was(run_test, stop, damaged_folder, written, tmp_path, caplog):
     path = tmp_path / "scores.npz"
     seen = stop(damaged_folder, path, 7)
     assert seen == [0, 1, 2, 3, 4, 5, 6]
@@ -293,7 +302,9 @@ def test_a_stopped_test_goes_on_where_it_was(damaged_folder, written, tmp_path, 
             assert np.array_equal(new[name], whole[name]), name
 
 
-def test_nothing_lies_beside_the_file_when_a_test_ends_while_it_is_written(video_folder, tmp_path, monkeypatch):
+def test_nothing_lies_beside_the_file_when_a_test_ends_while_it_is_written(
+    run_test, video_folder, tmp_path, monkeypatch
+):
     def replace(source, target):
         if target == path:
             raise KeyboardInterrupt
@@ -308,7 +319,7 @@ def test_nothing_lies_beside_the_file_when_a_test_ends_while_it_is_written(video
     assert [file.name for file in tmp_path.iterdir()] == ["scores.npz.parts"]
 
 
-def test_what_an_error_stops_is_kept_to_the_last_video(video_folder, tmp_path):
+def test_what_an_error_stops_is_kept_to_the_last_video(run_test, stop, video_folder, tmp_path):
     seen = stop(video_folder, tmp_path / "s.npz", 5)
     watch = Watch()
     run_test(video_folder, ScoresWriter(tmp_path / "s.npz"), watch)
@@ -316,7 +327,7 @@ def test_what_an_error_stops_is_kept_to_the_last_video(video_folder, tmp_path):
 
 
 @pytest.mark.usefixtures("die_at_once")
-def test_a_test_may_be_stopped_again_and_average_otherwise(damaged_folder, tmp_path):
+def test_a_test_may_be_stopped_again_and_average_otherwise(make_model, run_test, stop, damaged_folder, tmp_path):
     path = tmp_path / "scores.npz"
     stop(damaged_folder, path, 2)
     stop(damaged_folder, path, 4)
@@ -326,7 +337,7 @@ def test_a_test_may_be_stopped_again_and_average_otherwise(damaged_folder, tmp_p
     assert read_scores(path).about.average == "logits"
 
 
-def test_a_part_of_the_videos_is_completed_later(video_folder, tmp_path):
+def test_a_part_of_the_videos_is_completed_later(run_test, video_folder, tmp_path):
     writer = ScoresWriter(tmp_path / "s.npz")
     assert run_test(video_folder, writer, limit_test_batches=4)["test_videos"] == 4
     watch = Watch()
@@ -334,7 +345,7 @@ def test_a_part_of_the_videos_is_completed_later(video_folder, tmp_path):
     assert watch.seen == [4, 5, 6, 7, 8]
 
 
-def test_a_finished_test_need_not_be_run_again(damaged_folder, written):
+def test_a_finished_test_need_not_be_run_again(run_test, damaged_folder, written):
     before = written[1].read_bytes()
     watch = Watch()
     assert run_test(damaged_folder, ScoresWriter(written[1]), watch) == written[0]
@@ -342,14 +353,14 @@ def test_a_finished_test_need_not_be_run_again(damaged_folder, written):
     assert written[1].read_bytes() == before
 
 
-def test_where_all_is_scored_the_figures_are_those_of_the_file(video_folder, tmp_path):
+def test_where_all_is_scored_the_figures_are_those_of_the_file(run_test, video_folder, tmp_path):
     tested = run_test(video_folder, ScoresWriter(tmp_path / "s.npz"))
     watch = Watch()
     assert run_test(video_folder, ScoresWriter(tmp_path / "s.npz"), watch) == tested
     assert watch.seen == [0]  # a process without any batch would have nothing to end its test with
 
 
-def test_a_video_that_was_repaired_is_scored(damaged_folder, video_folder, tmp_path):
+def test_a_video_that_was_repaired_is_scored(run_test, damaged_folder, video_folder, tmp_path):
     root = tmp_path / "videos"
     shutil.copytree(damaged_folder, root)
     writer = ScoresWriter(tmp_path / "s.npz")
@@ -359,7 +370,7 @@ def test_a_video_that_was_repaired_is_scored(damaged_folder, video_folder, tmp_p
     assert read_scores(tmp_path / "s.npz").unreadable == {}
 
 
-def test_a_gray_clip_is_written_as_such_and_tried_again(damaged_folder, video_folder, tmp_path):
+def test_a_gray_clip_is_written_as_such_and_tried_again(run_test, damaged_folder, video_folder, tmp_path):
     root = tmp_path / "videos"
     shutil.copytree(damaged_folder, root)
     data, writer = make_data(root, on_unreadable="blank"), ScoresWriter(tmp_path / "s.npz")
@@ -385,8 +396,10 @@ def test_a_gray_clip_is_written_as_such_and_tried_again(damaged_folder, video_fo
         ({"file": True}, r"videos 9 from clapping/clapping_0.mp4 on \(.*\) and 10 from clapping/clapping_0.mp4 on \("),
     ],
 )
-def test_scores_of_another_test_are_refused_with_both_named(damaged_folder, written, tmp_path, change, message):
-    root, model = damaged_folder, make_model(change.pop("model", 0))
+def test_scores_of_another_test_are_refused_with_both_named(
+    make_model, run_test, damaged_folder, written, tmp_path, change, message
+):
+    root, model = damaged_folder, make_model(seed=change.pop("model", 0))
     if change.pop("file", False):
         root = tmp_path / "videos"
         shutil.copytree(damaged_folder, root)
@@ -400,7 +413,7 @@ def test_scores_of_another_test_are_refused_with_both_named(damaged_folder, writ
 
 
 @pytest.mark.usefixtures("die_at_once")
-def test_a_damaged_part_is_named(video_folder, tmp_path):
+def test_a_damaged_part_is_named(run_test, stop, video_folder, tmp_path):
     stop(video_folder, tmp_path / "s.npz", 4)
     part = next((tmp_path / "s.npz.parts").glob("*.npz"))
     part.write_bytes(part.read_bytes()[:100])
@@ -421,7 +434,7 @@ def test_of_a_video_with_and_without_a_gray_clip_the_video_counts(tmp_path, writ
 # Figures
 
 
-def test_some_views_alone_give_what_a_test_of_these_gives(video_folder, tmp_path):
+def test_some_views_alone_give_what_a_test_of_these_gives(run_test, video_folder, tmp_path):
     run_test(video_folder, ScoresWriter(tmp_path / "s.npz"))
     middle = read_scores(tmp_path / "s.npz").select(crops=[1])
     tested = run_test(video_folder, data=make_data(video_folder, test_crops=1))
@@ -467,7 +480,7 @@ def test_classes_and_confusions_are_those_counted_by_hand(written):
 # Which test it is
 
 
-def test_a_network_is_known_by_all_of_its_tensors():
+def test_a_network_is_known_by_all_of_its_tensors(make_model):
     network = make_model().network
     before = hash_weights(network)
     assert hash_weights(make_model().network) == before
