@@ -99,8 +99,8 @@ def layer_tensors(layer: Layer, layout: str, settings: Settings, device: torch.d
     dtype = getattr(torch, PRECISIONS[settings.precision])
     form = torch.channels_last_3d if layout == "channels_last" else torch.contiguous_format
     x, grad = (
-        torch.randn(settings.batch, layer.channels, *shape, device=device).to(dtype).contiguous(memory_format=form)
-        for shape in (layer.sizes_in, layer.sizes)
+        torch.randn(settings.batch, channels, *shape, device=device).to(dtype).contiguous(memory_format=form)
+        for channels, shape in ((layer.channels_in, layer.sizes_in), (layer.channels, layer.sizes))
     )
     weight = torch.randn(layer.channels, 1, 3, 3, 3, device=device).to(dtype)
     return x, weight, grad
@@ -136,8 +136,65 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
                     "tile": asdict(best),
                 }
             )
-    where, path = machine(device), str(launch.cache_path())
-    return {"benchmark": "tune", "settings": asdict(settings), "machine": where, "file": path, "kernels": rows}
+    if settings.layout == "channels_last":  # fused blocks know no other layout
+        rows += tune_products(settings, device, tell)
+    folder = str(launch.cache_path(launch.TILES).parent)
+    return {
+        "benchmark": "tune",
+        "settings": asdict(settings),
+        "machine": machine(device),
+        "folder": folder,
+        "kernels": rows,
+    }
+
+
+def tune_products(settings: Settings, device: torch.device, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Measure the 1x1x1 convolutions of fused blocks, with the steps beside them, in both forms."""
+    import torch
+
+    from lightning_csn.models import launch_product, roofline
+
+    rows: dict[tuple[int, int], dict[str, Any]] = {}
+    for layer in roofline.layers(settings.architecture, settings.clip):
+        widths = (layer.channels_in, layer.channels)
+        if layer.kind != "1x1x1" or layer.stride != (1, 1, 1) or widths in rows:
+            continue
+        tell(f"product, {layer.channels_in} to {layer.channels} channels, {layer.sizes}")
+        x, _, grad = layer_tensors(layer, settings.layout, settings, device)
+        weight = torch.randn(layer.channels, layer.channels_in, 1, 1, 1, device=device).to(x.dtype)
+        times = launch_product.tune(
+            product_steps(x, weight, grad), x, weight, lambda f: 1e3 * kernel_seconds(f, device, settings.repeats)
+        )
+        rows[widths] = {
+            "kernel": f"product of {layer.channels_in}",
+            "channels": layer.channels,
+            "sizes": list(layer.sizes),
+            "default_ms": next(iter(times.values())),
+            "best_ms": min(times.values()),
+            "form": min(times, key=lambda name: times[name]),
+        }
+    return list(rows.values())
+
+
+def product_steps(x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], Any]:
+    """What a fused block does with a product in training, for which there are two forms."""
+    import torch
+
+    from lightning_csn.models import launch_product
+
+    norm, last = (tensor.new_ones(5, tensor.shape[1], dtype=torch.float32) for tensor in (x, grad))
+    if x.shape[1] > grad.shape[1]:  # the first: its gradients are the library's in both forms
+        return lambda: launch_product.product_statistics(x, None, weight)
+    if x.shape[1] == grad.shape[1]:
+        return lambda: (
+            launch_product.product_statistics(x, norm, weight),
+            launch_product.product_gradient(grad, x, norm, weight, True),
+        )
+    parameters = (last[0], last[1], 1e-3)
+    return lambda: (
+        launch_product.statistics_sum(x, norm, weight, parameters, grad, None),
+        launch_product.normalised_sum_gradient(grad, grad, x, norm, weight, last, True, True),
+    )
 
 
 def launches(layer: Layer, settings: Settings, device: torch.device) -> Iterator[tuple[Any, Callable[..., Any]]]:

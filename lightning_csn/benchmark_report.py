@@ -119,13 +119,13 @@ def tiles_text(result: dict[str, Any]) -> list[str]:
     """The table of `tune`."""
     from lightning_csn.cli import table
 
-    rows = [("KERNEL", "CHANNELS", "OUTPUT", "DEFAULT", "BEST", "TILE")]
+    rows = [("KERNEL", "CHANNELS", "OUTPUT", "DEFAULT", "BEST", "CHOICE")]
     for row in result["kernels"]:
-        tile = ", ".join(f"{name} {value}" for name, value in row["tile"].items())
+        choice = row.get("form") or ", ".join(f"{name} {value}" for name, value in row["tile"].items())
         size = ", ".join(map(str, row["sizes"]))
         times = (f"{row[name]:.4f} ms" for name in ("default_ms", "best_ms"))
-        rows.append((row["kernel"], str(row["channels"]), size, *times, tile))
-    return ["", table(rows), "", f"kept in {result['file']}"]
+        rows.append((row["kernel"], str(row["channels"]), size, *times, choice))
+    return ["", table(rows), "", f"kept in {result['folder']}"]
 
 
 def gigabytes(count: int | None) -> str:

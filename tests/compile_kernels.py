@@ -22,7 +22,7 @@ from torch._library.custom_ops import OPDEFS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lightning_csn.models import depthwise, depthwise_kernels, fused_kernels, launch
+from lightning_csn.models import depthwise, depthwise_kernels, fused_kernels, launch, launch_product, product_kernels
 from lightning_csn.models.network import create_network
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -40,7 +40,8 @@ class Compiler:
     def __getitem__(self, grid):
         return self.compile
 
-    def compile(self, *args, num_warps=4, **kwargs):
+    def compile(self, *args, num_warps=4, maxnreg=None, **kwargs):
+        options = {"num_warps": num_warps, "maxnreg": maxnreg}
         arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(self.kernel.params):
@@ -56,11 +57,11 @@ class Compiler:
                 signature[parameter.name] = "i64" if abs(value) >= 2**31 else "i32"
                 if value % 16 == 0 and not parameter.do_not_specialize:
                     attributes[(i,)] = [["tt.divisibility", 16]]
-        variant = str((self.kernel.__name__, signature, constants, attributes, num_warps))
+        variant = str((self.kernel.__name__, signature, constants, attributes, options))
         if variant not in self.seen and "--count" not in sys.argv:
             started, used = time.perf_counter(), cpu_seconds()
             source = ASTSource(self.kernel, signature=signature, constexprs=constants, attrs=attributes)
-            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": num_warps})
+            compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
             seconds = f"{time.perf_counter() - started:.2f} s, of a CPU {cpu_seconds() - used:.2f} s"
             print(self.kernel.__name__, *usage(compiled), *([seconds] if "--seconds" in sys.argv else []), flush=True)
         self.seen.add(variant)
@@ -131,6 +132,31 @@ def step(way):
         x.float().sum().backward()
 
 
+def products(B, width, T, H, W):
+    """The matrix products of a block with the steps beside them, whatever sets their pace."""
+    y, out = tensor(B, width, T, H, W), tensor(B, 4 * width, T, H, W)
+    reduce, expand = (
+        torch.empty(*size, 1, 1, 1, dtype=y.dtype, device="meta") for size in ((width, 4 * width), (4 * width, width))
+    )
+    norm, last = torch.empty(5, width, device="meta"), torch.empty(5, 4 * width, device="meta")
+    parameters = (torch.empty(4 * width, device="meta"), torch.empty(4 * width, device="meta"), 1e-3)
+    with launch_product.form("own"):
+        launch_product.product_statistics(out, None, reduce)
+        launch_product.product_statistics(y, norm, reduce[:, :width].clone())
+        launch_product.norm_product(y, norm, reduce[:, :width].clone())
+        launch_product.statistics_sum(y, norm, expand, parameters, out, last)
+        launch_product.normalised_sum(y, None, expand, last, out, None)
+        launch_product.normalised_sum_gradient(out, out, y, norm, expand, last, True, True)
+
+
+KERNELS = {
+    depthwise_kernels: ("convolve", "input_gradient", "weight_gradient"),
+    fused_kernels: ("statistics", "shrink_statistics", "finish_statistics", "apply", "gradient_sums", "gradient"),
+    product_kernels: (
+        *("product", "product_sum", "sum_gradient_sums", "sum_gradient"),
+        *("product_input_gradient", "product_weight_gradient"),
+    ),
+}
 CASES = {
     "stage1": lambda: layer(8, 64, 32, 56, 56, fused=True),
     "stage1_plain": lambda: layer(8, 64, 32, 56, 56),
@@ -143,18 +169,17 @@ CASES = {
     "fp32": lambda: layer(8, 64, 32, 56, 56, dtype=torch.float32, fused=True),
     "fp16": lambda: layer(8, 64, 32, 56, 56, dtype=torch.float16),
     "rest": rest,
+    "products_stage1": lambda: products(8, 64, 32, 56, 56),
+    "products_stage2": lambda: products(8, 128, 16, 28, 28),
     "step": lambda: step("fused"),
 }
 
 if __name__ == "__main__":
     launch.processors = lambda device: 132
-    launch.measured_tiles = lambda path: {}
-    for module in (depthwise_kernels, fused_kernels):
-        for name in ("convolve", "input_gradient", "weight_gradient", "statistics", "finish_statistics", "apply"):
-            if hasattr(module, name):
-                setattr(module, name, Compiler(getattr(module, name)))
-    for name in ("shrink_statistics", "gradient_sums", "gradient"):
-        setattr(fused_kernels, name, Compiler(getattr(fused_kernels, name)))
+    launch.measured = lambda path: {}
+    for module, names in KERNELS.items():
+        for name in names:
+            setattr(module, name, Compiler(getattr(module, name)))
     for case in [argument for argument in sys.argv[1:] if argument[0] != "-"] or CASES:
         Compiler.seen.clear()
         print(f"# {case}")

@@ -431,7 +431,7 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("--device=cpu needs Triton's interpreter")
-    from lightning_csn.models import launch
+    from lightning_csn.models import launch, launch_product
 
     launched, turn = [], iter(range(10**6))
     for name in ("convolve", "weight_gradient", "input_gradient"):
@@ -445,21 +445,31 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
 
         monkeypatch.setattr(launch, name, once)
     # The last one wins.
-    monkeypatch.setattr(benchmark_layers, "kernel_seconds", lambda f, *_: f() or 1.0 / (1 + next(turn)))
+    monkeypatch.setattr(benchmark_layers, "kernel_seconds", lambda f, *_: (f(), 1.0 / (1 + next(turn)))[1])
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
-    launch.measured_tiles.cache_clear()
+    launch.measured.cache_clear()
     result = run_json(capsys, "train", "--tune", "--batch=1")
     first, later = ["convolve", "weight_gradient"], ["norm_convolve", "norm_weight_gradient"]
     strided = [*first, "input_gradient", *later]
-    kernels = [row["kernel"] for row in result["kernels"]]
-    assert kernels == [*first, *later, *strided, *strided, *strided]
+    tiles = [row for row in result["kernels"] if "tile" in row]
+    assert [row["kernel"] for row in tiles] == [*first, *later, *strided, *strided, *strided]
     assert len(launched) == 5
     kept = json.loads((tmp_path / "depthwise_tiles.json").read_text())
-    assert len(kept) == len(kernels)
-    assert list(kept.values()) == [row["tile"] for row in result["kernels"]]
+    assert list(kept.values()) == [row["tile"] for row in tiles]
+    assert len(kept) == len(tiles)
+    products = [row for row in result["kernels"] if "form" in row]
+    assert [(row["kernel"], row["channels"]) for row in products[:3]] == [
+        ("product of 16", 16),
+        ("product of 16", 64),
+        ("product of 64", 32),
+    ]
+    assert list(json.loads((tmp_path / "products.json").read_text()).values()) == [row["form"] for row in products]
+    monkeypatch.setattr(launch_product, "memory_bound", lambda *_: pytest.fail("counted, where it was measured"))
+    assert products[0]["form"] == "own"  # not what would be counted for 32 bits
+    assert launch_product.takes_in(torch.empty(1, 16, 1, 1, 1), torch.empty(16, 16, 1, 1, 1))
     assert all(row["best_ms"] <= row["default_ms"] for row in result["kernels"])
     assert "kept in" in benchmark_report.as_text(result)
-    launch.measured_tiles.cache_clear()
+    launch.measured.cache_clear()
 
 
 def test_tune_without_triton_is_refused(capsys, monkeypatch):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_csn.models import depthwise, fused
 from lightning_csn.models.batchnorm import freeze_norms, sync_norms
@@ -21,7 +22,7 @@ from lightning_csn.models.network import (
 )
 
 pytest.importorskip("triton")
-from lightning_csn.models import launch
+from lightning_csn.models import launch, launch_product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS_LAST = torch.channels_last_3d
@@ -38,6 +39,13 @@ def nan_where_nothing_was_written():
 def strips_that_the_interpreter_can_afford(monkeypatch):
     if DEVICE == "cpu":
         monkeypatch.setattr(launch, "default_tile", lambda *_: launch.Tile(strip=2, planes=2))
+
+
+@pytest.fixture(params=["library", "own"])
+def products(request):
+    """Which products a block is made of."""
+    with launch_product.form(request.param):
+        yield request.param
 
 
 def make_block(convolution=interaction_reduced, width_in=8, width=2, stride=1, **options):
@@ -97,7 +105,7 @@ def fused_runs(monkeypatch):
 
 @pytest.mark.parametrize("mode", ["batch", "frozen", "mixed"])
 @pytest.mark.parametrize("case", CASES)
-def test_fused_block_trains_as_the_plain_one(case, mode, fused_runs):
+def test_fused_block_trains_as_the_plain_one(case, mode, fused_runs, products):
     block = make_block(**CASES[case])
     if mode != "batch":
         block.eval()
@@ -112,7 +120,7 @@ def test_fused_block_trains_as_the_plain_one(case, mode, fused_runs):
     assert got["out"].is_contiguous(memory_format=CHANNELS_LAST)
 
 
-def test_fused_block_trains_as_the_plain_one_down_to_a_single_place_a_clip():
+def test_fused_block_trains_as_the_plain_one_down_to_a_single_place_a_clip(products):
     block = make_block(width_in=4, stride=2)  # a tensor of 1x1x1 is in both layouts at once, its gradient too
     x, grad = inputs(block, 4, sizes=(3, 1, 2, 2))
     assert grad.shape[2:] == (1, 1, 1)
@@ -120,7 +128,7 @@ def test_fused_block_trains_as_the_plain_one_down_to_a_single_place_a_clip():
 
 
 @pytest.mark.parametrize("case", ["ir, stride", "ip"])
-def test_fused_block_classifies_as_the_plain_one(case, fused_runs):
+def test_fused_block_classifies_as_the_plain_one(case, fused_runs, products):
     block = make_block(**CASES[case]).eval()
     x, _ = inputs(block, CASES[case].get("width_in", 8))
     with torch.no_grad():
@@ -133,7 +141,7 @@ def test_fused_block_classifies_as_the_plain_one(case, fused_runs):
 
 
 @pytest.mark.parametrize("momentum", [0.3, None])
-def test_running_statistics_take_part_as_in_batchnorm(momentum):
+def test_running_statistics_take_part_as_in_batchnorm(momentum, products):
     block = make_block()
     for layer in block.modules():
         if isinstance(layer, nn.BatchNorm3d):
@@ -145,7 +153,7 @@ def test_running_statistics_take_part_as_in_batchnorm(momentum):
 
 @pytest.mark.parametrize("what", ["stats", "all"])
 @pytest.mark.parametrize("parts", [None, ["reduce", "expand"], ["convolve", "shortcut"]])
-def test_frozen_norms_train_fused_as_in_the_plain_block_and_stay(what, parts, fused_runs):
+def test_frozen_norms_train_fused_as_in_the_plain_block_and_stay(what, parts, fused_runs, products):
     block = make_block(width_in=4)
     freeze_norms(block, what, parts)
     before = dict(copy.deepcopy(block).named_buffers())
@@ -219,7 +227,7 @@ def assert_as_near_as_the_plain_one(block, x, grad, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_fused_block_is_as_near_as_the_plain_one(dtype):
+def test_fused_block_is_as_near_as_the_plain_one(dtype, products):
     block = make_block()
     x, grad = inputs(block)
     assert_as_near_as_the_plain_one(block, x, 0.01 * grad, dtype)  # fp16 overflows above 65504
@@ -269,7 +277,7 @@ def test_checkpointed_network_runs_fused_and_counts_each_batch_once(fused_runs):
     torch.testing.assert_close(*results)
 
 
-def test_compiled_block_is_one_graph_and_gives_the_same():
+def test_compiled_block_is_one_graph_and_gives_the_same(products):
     block = make_block()
     x, grad = inputs(block)
     wanted = run(block, x, grad, "fused")
@@ -284,15 +292,51 @@ def test_compiled_block_is_one_graph_and_gives_the_same():
         torch.testing.assert_close(buffer, wanted[name])
 
 
-KERNELS = {  # name, and which argument of the launch is the result; None for what it returns
-    "statistics": ("statistics", None),
-    "finish": ("finish", None),
-    "apply": ("apply", 2),
-    "gradient_sums": ("gradient_sums", None),
-    "gradient": ("gradient", 4),
-    "convolve": ("norm convolve", 2),
-    "weight_gradient": ("norm weight gradient", None),
+@pytest.mark.parametrize("case", ["ir, stride", "ip"])
+def test_operations_are_counted_as_those_of_the_plain_block(case):
+    # with the kernels alone: of depthwise weight gradients PyTorch counts as many as of dense ones
+    block = make_block(**CASES[case])
+    x, grad = inputs(block, CASES[case].get("width_in", 8))
+    counts = []
+    for way in ("triton", "fused"):
+        with FlopCounterMode(display=False) as counter:
+            run(block, x, grad, way)
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+def test_products_of_several_tiles_are_those_of_the_plain_block(monkeypatch):
+    monkeypatch.setattr(launch_product, "_form", "own")
+    monkeypatch.setattr(launch_product, "ROWS", 16)
+    monkeypatch.setattr(launch_product, "COLUMNS", 16)
+    monkeypatch.setattr(launch, "processors", lambda device: 20)
+    block = make_block(interaction_preserved, width_in=76, width=19)  # 76 channels are two steps of a loop, five tiles
+    x, grad = inputs(block, 76, sizes=(2, 3, 4, 3))  # 72 places: five tiles, of which the last is not full
+    assert_same(run(block, x, grad, "fused"), run(block, x, grad, "reference"))
+    block.eval()
+    with torch.no_grad(), depthwise_backend("reference"):
+        wanted = block(x)
+    with torch.no_grad(), depthwise_backend("fused"):
+        torch.testing.assert_close(block(x), wanted)
+
+
+KERNELS = {  # of fused blocks, by the module that launches them: name, and which argument of the launch is the result
+    (launch, "statistics"): ("statistics", None),  # None for what it returns
+    (launch, "finish"): ("finish", None),
+    (launch, "apply"): ("apply", 2),
+    (launch, "gradient_sums"): ("gradient_sums", None),
+    (launch, "gradient"): ("gradient", 4),
+    (launch, "convolve"): ("norm convolve", 2),
+    (launch, "weight_gradient"): ("norm weight gradient", None),
 }
+OWN = {  # where products take in the steps beside them, in place of statistics, apply and gradient_sums ...
+    (launch_product, "product"): ("product", 3),
+    (launch_product, "product_sum"): ("product sum", 6),
+    (launch_product, "sum_gradient"): ("sum gradient", (0, 1, 2)),
+    (launch_product, "input_gradient"): ("product input gradient", (0, 1)),
+    (launch_product, "weight_gradient"): ("product weight gradient", None),
+}
+ALWAYS = {"finish", "gradient", "norm convolve", "norm weight gradient", "input gradient"}
 
 
 @pytest.fixture
@@ -303,25 +347,31 @@ def checks(monkeypatch):
     return launch._checked
 
 
-def test_kernels_about_to_run_are_checked(checks):
+def test_kernels_about_to_run_are_checked(checks, products):
     block = make_block()
     run(block, *inputs(block), "fused")
-    assert {key[0] for key, _ in checks} == {name for name, _ in KERNELS.values()} | {"input gradient"}
+    used = OWN if products == "own" else KERNELS
+    assert {key[0] for key, _ in checks} == {name for name, _ in used.values()} | ALWAYS | (
+        {"apply", "gradient_sums"} if used is OWN else set()
+    )
 
 
-@pytest.mark.parametrize("function", KERNELS)
-def test_bad_kernels_are_stopped(function, checks, monkeypatch):
-    good, (name, place) = getattr(launch, function), KERNELS[function]
+@pytest.mark.parametrize(("module", "function"), [*KERNELS, *OWN])
+def test_bad_kernels_are_stopped(module, function, checks, monkeypatch):
+    monkeypatch.setattr(launch_product, "_form", "own" if module is launch_product else "library")
+    good, (name, place) = getattr(module, function), {**KERNELS, **OWN}[module, function]
 
     def bad(*args, **options):
         result = good(*args, **options)
-        (result if place is None else args[place]).mul_(1.01)
+        for spoilt in [args[place]] if isinstance(place, int) else result if place else [result]:
+            if spoilt is not None:  # statistics alone
+                spoilt.mul_(1.01)
         return result
 
     block = make_block()
     x, grad = inputs(block)
-    monkeypatch.setattr(launch, function, bad)
-    with pytest.raises(RuntimeError, match=f"a kernel disagrees .* the {name} is off"):
+    monkeypatch.setattr(module, function, bad)
+    with pytest.raises(RuntimeError, match=f"a kernel disagrees .* the ({name}|masked gradient) is off"):
         run(block, x, grad, "fused")
 
 
@@ -376,9 +426,10 @@ def test_gradients_of_gradients_are_refused():
 
 
 def test_traffic_is_what_was_counted_by_hand():
-    assert fused.total(fused.FORWARD) == (54, 31, 24)
-    assert fused.total(fused.BACKWARD)[:2] == (84, 73)
-    assert (fused.STORED.eager, fused.STORED.ours) == (12, 6)
+    assert fused.total(fused.FORWARD) == (54, 31, 17)
+    assert fused.total(fused.BACKWARD) == (84, 73, 63)
+    assert fused.total(fused.INFERENCE) == (48, 24, 16)
+    assert fused.STORED[1:] == (12, 6, 6)
 
 
 def test_what_is_kept_for_the_way_back_is_what_was_counted():
@@ -398,7 +449,7 @@ def test_what_is_kept_for_the_way_back_is_what_was_counted():
             out = block(x.clone(memory_format=CHANNELS_LAST).requires_grad_())
         assert out is not None
         kept[way] = sum(storages.values()) / unit
-    assert kept["fused"] == fused.STORED.ours + 4  # and the input, which the block before keeps as its output
+    assert kept["fused"] == fused.STORED.own + 4  # and the input, which the block before keeps as its output
     assert kept["reference"] == fused.STORED.eager + 4
     assert math.isfinite(kept["fused"])
 
@@ -413,7 +464,7 @@ def test_every_bottleneck_of_a_csn_can_run_fused():
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_nan_of_the_input_is_not_lost_in_a_relu(training):
+def test_nan_of_the_input_is_not_lost_in_a_relu(training, products):
     block = make_block().train(training)
     x = torch.randn(2, 8, 3, 3, 2, dtype=torch.float64, device=DEVICE)
     x[0, 0, 0, 0, 0] = math.nan

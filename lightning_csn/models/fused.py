@@ -1,10 +1,13 @@
 """A bottleneck block in fewer passes over memory, with the parameters and the results of the plain one.
 
-Between the 1x1x1 convolutions, which are plain matrix products, everything a bottleneck does is limited by memory.
-So BatchNorm and ReLU are applied where the next operation loads, the statistics of the depthwise convolution's output
-are gathered where it stores, the sum at the end is one pass, and the way back computes again what is cheap: both
-normalised activations and the widest tensor of the block (before the last BatchNorm), of which nothing is stored.
-FORWARD and BACKWARD count it. Not yet measured on a GPU.
+At CSN's shapes nearly everything is limited by memory. So BatchNorm and ReLU are applied where the next operation
+loads, statistics are gathered where the one before stores, the sum at the end is part of a pass, and the way back
+computes again what is cheap: both normalised activations and the widest tensor of the block (before the last
+BatchNorm), of which nothing is stored.
+
+The 1x1x1 convolutions are matrix products. Where memory sets their pace too they are made by kernels that take in the
+steps beside them; where arithmetic does, the library makes them, and the steps are passes of their own. FORWARD and
+BACKWARD count both forms. Not yet measured on a GPU.
 
 Shapes: P places (B T H W) and w channels inside the block, 4 w outside. Layout channels_last_3d, so that a tensor
 is a matrix (P, channels). A normalisation is (5, C): see fused_kernels.py.
@@ -20,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import register_flop_formula
 
 from lightning_csn.models import depthwise
 from lightning_csn.models.batchnorm import FrozenBatchNorm3d
@@ -30,12 +34,12 @@ class Pass(NamedTuple):
 
     step: str
     eager: int  # every operation a pass of its own, and the depthwise kernels perfect
-    ours: int
-    floor: int | None = None  # fused throughout, the matrix products as well; None: not counted
+    library: int  # ours, with the products of the library
+    own: int  # ours, with products that take in the steps beside them
 
 
-# In training. From ours to the floor of the forward pass it is 7 w: what only a matrix product of our own could take
-# in, gathering statistics where it stores (1 w and 4 w) and normalising where it loads (2 w).
+# In training. With every product computed once, and the steps taken in, the forward pass would be 24 w: expand and sum
+# are then 5 w and 12 w. To compute the product twice, once for its statistics alone, costs 1 w and 9 w.
 FORWARD = (
     Pass("1x1x1 reduce", 4 + 1, 4 + 1, 4 + 1),
     Pass("its statistics", 1, 1, 0),
@@ -43,44 +47,68 @@ FORWARD = (
     Pass("3x3x3 depthwise", 1 + 1, 1 + 1, 1 + 1),
     Pass("its statistics", 1, 0, 0),
     Pass("its BatchNorm and ReLU", 2 + 2, 2, 0),
-    Pass("1x1x1 expand", 1 + 4, 1 + 4, 1 + 4),
+    Pass("1x1x1 expand", 1 + 4, 1 + 4, 1),
     Pass("its statistics", 4, 4, 0),
-    Pass("its BatchNorm, the sum, the ReLU", 8 + 12 + 8, 12, 12),
+    Pass("its BatchNorm, the sum, the ReLU", 8 + 12 + 8, 12, 1 + 8),
 )
 
-# The way back stores less and computes more: 7 w of it are what it computes again, for 6 w kept instead of 12 w.
+# The way back stores less and computes more: 6 w kept instead of 12 w.
 BACKWARD = (
-    Pass("activation and expand, again", 0, 2 + 5),
-    Pass("last ReLU", 12, 0),
-    Pass("last BatchNorm: sums", 8, 16),  # ours through the ReLU, whose gradient it writes for the shortcut
-    Pass("last BatchNorm: gradient", 12, 12),
-    Pass("1x1x1 expand, both gradients", 5 + 5, 5 + 5),
-    Pass("BatchNorm and ReLU of the depthwise: sums", 3 + 2, 2),
-    Pass("BatchNorm and ReLU of the depthwise: gradient", 3, 3),
-    Pass("3x3x3 depthwise, both gradients", 2 + 2, 2 + 2),
-    Pass("BatchNorm and ReLU of the reduce: sums", 3 + 2, 2),
-    Pass("BatchNorm and ReLU of the reduce: gradient", 3, 3),
-    Pass("1x1x1 reduce, both gradients, and the shortcut's added", 5 + 5 + 12, 5 + 9),
+    Pass("activation and expand, again", 0, 2 + 5, 0),
+    Pass("last ReLU", 12, 0, 0),
+    Pass("last BatchNorm: sums", 8, 16, 1 + 8),  # ours through the ReLU, whose gradient is written for the shortcut ...
+    Pass("last BatchNorm: gradient", 12, 12, 1 + 16),  # ... there or here
+    Pass("1x1x1 expand, both gradients", 5 + 5, 5 + 5, 5 + 6),
+    Pass("BatchNorm and ReLU of the depthwise: sums", 3 + 2, 2, 0),
+    Pass("BatchNorm and ReLU of the depthwise: gradient", 3, 3, 3),
+    Pass("3x3x3 depthwise, both gradients", 2 + 2, 2 + 2, 2 + 2),
+    Pass("BatchNorm and ReLU of the reduce: sums", 3 + 2, 2, 2),
+    Pass("BatchNorm and ReLU of the reduce: gradient", 3, 3, 3),
+    Pass("1x1x1 reduce, both gradients, and the shortcut's added", 5 + 5 + 12, 5 + 9, 5 + 9),
 )
 
-STORED = Pass("kept for the way back", 2 + 2 + 4 + 4, 1 + 1 + 4)  # elements, besides the input of the block
+STORED = Pass("kept for the way back", 2 + 2 + 4 + 4, 1 + 1 + 4, 1 + 1 + 4)  # elements, besides the block's input
+
+# By running statistics, without gradients: BatchNorm and ReLU after the depthwise convolution are folded into its
+# store, and the library's products need no activation. What moves at least, in training too.
+INFERENCE = (
+    Pass("1x1x1 reduce", 4 + 1, 4 + 1, 4 + 1),
+    Pass("its BatchNorm and ReLU", 2 + 2, 0, 0),
+    Pass("3x3x3 depthwise", 1 + 1, 1 + 1, 1 + 1),
+    Pass("its BatchNorm and ReLU", 2 + 2, 0, 0),
+    Pass("1x1x1 expand, its BatchNorm, the sum, the ReLU", 5 + 8 + 12 + 8, 5 + 12, 1 + 8),
+)
+
+BALANCE = 70  # multiply-adds a byte that an H200 has time for: 300 T/s over 4.3 TB/s, as reported elsewhere
 
 
 def total(passes: Sequence[Pass]) -> tuple[int, int, int]:
-    """Eager, ours and floor, summed.
+    """Eager, and ours with the library's products and with our own, summed.
 
-    >>> total(FORWARD)
-    (54, 31, 24)
+    >>> total(FORWARD), total(INFERENCE)
+    ((54, 31, 17), (48, 24, 16))
     """
-    eager, ours, floor = zip(*((step.eager, step.ours, step.floor or 0) for step in passes), strict=True)
-    return sum(eager), sum(ours), sum(floor)
+    _, eager, library, own = zip(*passes, strict=True)
+    return sum(eager), sum(library), sum(own)
+
+
+def memory_bound(channels_in: int, channels: int, element_bytes: int) -> bool:
+    """Whether memory sets the pace of a 1x1x1 convolution on a GPU, so that kernels of our own make it.
+
+    Of 16 bits only: in fp32 the library's products have the matrix units only where PyTorch was told so.
+
+    >>> [memory_bound(width, 4 * width, 2) for width in (64, 128, 256, 512)]
+    [True, True, False, False]
+    """
+    moved = element_bytes * (channels_in + channels)
+    return element_bytes == 2 and channels_in * channels < BALANCE * moved
 
 
 # What the kernels do, as operators: no gradients of their own (the autograd functions below have them).
 
 
-def _empty(like: Tensor, sizes: Sequence[int] | None = None) -> Tensor:
-    shape = like.shape if sizes is None else (*like.shape[:2], *sizes)
+def _empty(like: Tensor, sizes: Sequence[int] | None = None, channels: int | None = None) -> Tensor:
+    shape = (like.shape[0], channels or like.shape[1], *(sizes or like.shape[2:]))
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
@@ -172,21 +200,6 @@ def _norm_depthwise_weight_gradient_fake(
     return y.new_empty((y.shape[1], 1, 3, 3, 3))
 
 
-@torch.library.custom_op("lightning_csn::norm_apply", mutates_args=())
-def norm_apply(y: Tensor, norm: Tensor, relu: bool, other: Tensor | None, other_norm: Tensor | None) -> Tensor:
-    """relu(norm(y) + other), or + other_norm(other), or less of it, in one pass."""
-    from lightning_csn.models import launch
-
-    out = _empty(y)
-    launch.apply(y, norm, out, relu=relu, other=other, other_norm=other_norm)
-    return out
-
-
-@norm_apply.register_fake
-def _norm_apply_fake(y: Tensor, norm: Tensor, relu: bool, other: Tensor | None, other_norm: Tensor | None) -> Tensor:
-    return _empty(y)
-
-
 @torch.library.custom_op("lightning_csn::norm_gradient", mutates_args=())
 def norm_gradient(grad: Tensor, y: Tensor, norm: Tensor, relu: bool, batch: bool) -> tuple[Tensor, Tensor]:
     """Gradients of y, and of bias and weight as (2, C), from that of relu(norm(y)). Reads both twice, writes once."""
@@ -203,22 +216,160 @@ def _norm_gradient_fake(grad: Tensor, y: Tensor, norm: Tensor, relu: bool, batch
     return _empty(y), y.new_empty((2, y.shape[1]), dtype=_accurate(y))
 
 
-@torch.library.custom_op("lightning_csn::norm_sum_gradient", mutates_args=())
-def norm_sum_gradient(grad: Tensor, out: Tensor, y: Tensor, norm: Tensor, batch: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, of bias and weight as (2, C), and of other, from that of out = relu(norm(y) + other)."""
-    from lightning_csn.models import launch
+@torch.library.custom_op("lightning_csn::product_statistics", mutates_args=())
+def product_statistics(
+    x: Tensor, norm: Tensor | None, weight: Tensor, next_weight: Tensor, next_bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The 1x1x1 convolution of relu(norm(x)), or of x, and the normalisation of that by its own mean and variance."""
+    from lightning_csn.models import launch, launch_product
 
-    masked, grad_y = _empty(y), _empty(y)
-    sums = launch.gradient_sums(grad, y, norm, relu=False, out=out, masked=masked)
-    launch.gradient(masked, y, norm, sums, grad_y, relu=False, batch=batch)
-    return grad_y, sums, masked
+    out, partial = launch_product.product_statistics(x, norm, weight)
+    return out, launch.finish(partial, next_weight, next_bias, eps)
 
 
-@norm_sum_gradient.register_fake
-def _norm_sum_gradient_fake(
-    grad: Tensor, out: Tensor, y: Tensor, norm: Tensor, batch: bool
+@product_statistics.register_fake
+def _product_statistics_fake(
+    x: Tensor, norm: Tensor | None, weight: Tensor, next_weight: Tensor, next_bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _empty(x, channels=weight.shape[0]), x.new_empty((5, weight.shape[0]), dtype=_accurate(x))
+
+
+@torch.library.custom_op("lightning_csn::norm_product", mutates_args=())
+def norm_product(x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
+    """The 1x1x1 convolution of relu(norm(x))."""
+    from lightning_csn.models import launch_product
+
+    return launch_product.norm_product(x, norm, weight)
+
+
+@norm_product.register_fake
+def _norm_product_fake(x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
+    return _empty(x, channels=weight.shape[0])
+
+
+@torch.library.custom_op("lightning_csn::product_sum", mutates_args=())
+def product_sum(
+    x: Tensor, norm: Tensor | None, weight: Tensor, last_norm: Tensor, other: Tensor, other_norm: Tensor | None
+) -> Tensor:
+    """relu(last_norm(1x1x1 convolution of relu(norm(x)), or of x) + other), or + other_norm(other)."""
+    from lightning_csn.models import launch_product
+
+    return launch_product.normalised_sum(x, norm, weight, last_norm, other, other_norm)
+
+
+@product_sum.register_fake
+def _product_sum_fake(
+    x: Tensor, norm: Tensor | None, weight: Tensor, last_norm: Tensor, other: Tensor, other_norm: Tensor | None
+) -> Tensor:
+    return _empty(other)
+
+
+@torch.library.custom_op("lightning_csn::product_statistics_sum", mutates_args=())
+def product_statistics_sum(
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    last_weight: Tensor,
+    last_bias: Tensor,
+    eps: float,
+    other: Tensor,
+    other_norm: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """`product_sum` with the normalisation by the product's own mean and variance, and that normalisation."""
+    from lightning_csn.models import launch_product
+
+    return launch_product.statistics_sum(x, norm, weight, (last_weight, last_bias, eps), other, other_norm)
+
+
+@product_statistics_sum.register_fake
+def _product_statistics_sum_fake(
+    x: Tensor,
+    norm: Tensor,
+    weight: Tensor,
+    last_weight: Tensor,
+    last_bias: Tensor,
+    eps: float,
+    other: Tensor,
+    other_norm: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    return _empty(other), x.new_empty((5, weight.shape[0]), dtype=_accurate(x))
+
+
+@torch.library.custom_op("lightning_csn::norm_product_gradient", mutates_args=())
+def norm_product_gradient(
+    grad: Tensor, y: Tensor, norm: Tensor, weight: Tensor, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(y), y.new_empty((2, y.shape[1]), dtype=_accurate(y)), _empty(y)
+    """Gradients of y, of bias and weight as (2, K), and of the product's weight, from that of `norm_product`."""
+    from lightning_csn.models import launch_product
+
+    return launch_product.product_gradient(grad, y, norm, weight, batch)
+
+
+@norm_product_gradient.register_fake
+def _norm_product_gradient_fake(
+    grad: Tensor, y: Tensor, norm: Tensor, weight: Tensor, batch: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty(y), y.new_empty((2, y.shape[1]), dtype=_accurate(y)), torch.empty_like(weight)
+
+
+@torch.library.custom_op("lightning_csn::product_sum_gradient", mutates_args=())
+def product_sum_gradient(
+    grad: Tensor, out: Tensor, y: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, batch: bool, last_batch: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `norm_product_gradient`, from the gradient of out, the sum; and those of other, and of last_norm's (2, N)."""
+    from lightning_csn.models import launch_product
+
+    return launch_product.normalised_sum_gradient(grad, out, y, norm, weight, last_norm, batch, last_batch)
+
+
+@product_sum_gradient.register_fake
+def _product_sum_gradient_fake(
+    grad: Tensor, out: Tensor, y: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, batch: bool, last_batch: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    last_sums = y.new_empty((2, out.shape[1]), dtype=_accurate(y))
+    return *_norm_product_gradient_fake(grad, y, norm, weight, batch), _empty(out), last_sums
+
+
+# Operations, as the counter counts those of the plain block: what is computed again is not counted again.
+
+
+def _product_flops(sizes: Any, weight: Any) -> int:
+    return 2 * torch.Size(sizes).numel() // sizes[1] * torch.Size(weight[:2]).numel()
+
+
+@register_flop_formula([torch.ops.lightning_csn.norm_depthwise, torch.ops.lightning_csn.norm_depthwise_statistics])
+def _norm_depthwise_flops(
+    y: Any, norm: Any, relu: Any, weight: Any, *args: Any, out_shape: Any = None, **_: Any
+) -> int:
+    out = out_shape[0] if isinstance(out_shape[0], torch.Size | tuple) else out_shape
+    return 2 * 27 * torch.Size(out).numel()
+
+
+@register_flop_formula(torch.ops.lightning_csn.norm_depthwise_weight_gradient)
+def _norm_depthwise_weight_gradient_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * 27 * torch.Size(grad).numel()
+
+
+@register_flop_formula(
+    [
+        torch.ops.lightning_csn.product_statistics,
+        torch.ops.lightning_csn.norm_product,
+        torch.ops.lightning_csn.product_sum,
+        torch.ops.lightning_csn.product_statistics_sum,
+    ]
+)
+def _products_flops(x: Any, norm: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return _product_flops(x, weight)
+
+
+@register_flop_formula(torch.ops.lightning_csn.norm_product_gradient)
+def _norm_product_gradient_flops(grad: Any, y: Any, norm: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * _product_flops(y, weight)
+
+
+@register_flop_formula(torch.ops.lightning_csn.product_sum_gradient)
+def _product_sum_gradient_flops(grad: Any, out: Any, y: Any, norm: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * _product_flops(y, weight)
 
 
 # The steps of the block, with their gradients. `batch` says that a normalisation is by the batch's own statistics.
@@ -229,8 +380,8 @@ def matrix(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
 
 
-def product(x: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1x1 convolution (B, C, T, H, W) -> (B, C', T, H, W), as a matrix product."""
+def library_product(x: Tensor, weight: Tensor) -> Tensor:
+    """The 1x1x1 convolution (B, C, T, H, W) -> (B, C', T, H, W), as a matrix product of the library."""
     return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1)).permute(0, 4, 1, 2, 3)
 
 
@@ -254,17 +405,19 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Fork(torch.autograd.Function):
-    """The first product and x itself, for the shortcut; the way back adds the shortcut's gradient in the product."""
+    """The first product, its normalisation, and x itself for the shortcut, whose gradient joins in the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """x and weight -> (product, x)."""
+    def forward(ctx: Any, x: Tensor, weight: Tensor, following: Norm, gather: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """(product, normalisation, x). The normalisation is the product's own if it is to `gather` one, else zeros."""
         ctx.save_for_backward(x, weight)
-        return product(x, weight), x.view_as(x)
+        y, norm = _product(x, None, weight, following, gather)
+        ctx.mark_non_differentiable(norm)
+        return y, norm, x.view_as(x)
 
     @staticmethod
     @once
-    def backward(ctx: Any, grad: Tensor, skipped: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor, skipped: Tensor) -> tuple[Any, ...]:
         """Gradients of x and weight."""
         x, weight = ctx.saved_tensors
         rows = matrix(dense(grad))
@@ -274,7 +427,14 @@ class Fork(torch.autograd.Function):
             grad_x = total.view(x.shape[0], *x.shape[2:], -1).permute(0, 4, 1, 2, 3)
         if ctx.needs_input_grad[1]:
             grad_weight = (rows.t() @ matrix(x)).view_as(weight)
-        return grad_x, grad_weight
+        return grad_x, grad_weight, None, None
+
+
+def _product(x: Tensor, norm: Tensor | None, weight: Tensor, following: Norm, gather: bool) -> tuple[Tensor, Tensor]:
+    if gather:
+        return product_statistics(x, norm, weight, following.weight, following.bias, following.eps)
+    made = library_product(x, weight) if norm is None else norm_product(x, norm, weight)
+    return made, x.new_zeros((5, weight.shape[0]), dtype=_accurate(x))
 
 
 class NormDepthwise(torch.autograd.Function):
@@ -322,36 +482,38 @@ class NormDepthwise(torch.autograd.Function):
 
 
 class NormProduct(torch.autograd.Function):
-    """The 1x1x1 convolution of relu(norm(y)), which is computed again on the way back."""
+    """The 1x1x1 convolution of relu(norm(y)), which is computed again on the way back, and its normalisation."""
 
     @staticmethod
-    def forward(ctx: Any, y: Tensor, scale: Tensor, bias: Tensor, norm: Tensor, batch: bool, weight: Tensor) -> Tensor:
-        """(B, C, T, H, W) -> (B, C', T, H, W). scale, bias: parameters of norm."""
+    def forward(
+        ctx: Any,
+        y: Tensor,
+        scale: Tensor,
+        bias: Tensor,
+        norm: Tensor,
+        batch: bool,
+        weight: Tensor,
+        following: Norm,
+        gather: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """The output, and its normalisation if it is to `gather` one (else zeros). scale, bias: parameters of norm."""
         ctx.save_for_backward(y, norm, weight)
         ctx.batch, ctx.dtypes = batch, (scale.dtype, bias.dtype)
-        return product(norm_apply(y, norm, True, None, None), weight)
+        out, next_norm = _product(y, norm, weight, following, gather)
+        ctx.mark_non_differentiable(next_norm)
+        return out, next_norm
 
     @staticmethod
     @once
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         """Gradients of y, scale, bias and weight."""
         y, norm, weight = ctx.saved_tensors
-        activation = norm_apply(y, norm, True, None, None)
-        grad_y, sums, grad_weight = _product_gradient(dense(grad), activation, y, norm, ctx.batch, weight)
-        return grad_y, sums[1].to(ctx.dtypes[0]), sums[0].to(ctx.dtypes[1]), None, None, grad_weight
-
-
-def _product_gradient(
-    grad: Tensor, activation: Tensor, y: Tensor, norm: Tensor, batch: bool, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, of its norm's bias and weight, and of the product's weight."""
-    grad_weight = (matrix(grad).t() @ matrix(activation)).view_as(weight)
-    grad_in = product(grad, weight.flatten(1).t())
-    return *norm_gradient(grad_in, y, norm, True, batch), grad_weight
+        grad_y, sums, grad_weight = norm_product_gradient(dense(grad), y, norm, weight, ctx.batch)
+        return grad_y, sums[1].to(ctx.dtypes[0]), sums[0].to(ctx.dtypes[1]), None, None, grad_weight, None, None
 
 
 class NormProductNormSum(torch.autograd.Function):
-    """relu(norm(product(relu(norm(y)))) + other): all that follows the depthwise convolution.
+    """relu(last_norm(product(relu(norm(y)))) + other): all that follows the depthwise convolution.
 
     Keeps y, other and the result; the product, four times as wide as y, is computed again on the way back.
     """
@@ -379,11 +541,11 @@ class NormProductNormSum(torch.autograd.Function):
 
         The shortcut is `other`, or other_norm(other).
         """
-        wide = product(norm_apply(y, norm, True, None, None), weight)
         ctx.batch, ctx.last_batch, ctx.other_batch = batch, last_norm is None, other_batch
         if last_norm is None:
-            last_norm = batch_norm_of(wide, last_scale, last_bias, eps)
-        out = norm_apply(wide, last_norm, True, other, other_norm)
+            out, last_norm = product_statistics_sum(y, norm, weight, last_scale, last_bias, eps, other, other_norm)
+        else:
+            out = product_sum(y, norm, weight, last_norm, other, other_norm)
         ctx.save_for_backward(y, norm, weight, last_norm, None if other_norm is None else other, other_norm, out)
         ctx.dtypes = [
             None if p is None else p.dtype for p in (scale, bias, last_scale, last_bias, other_scale, other_bias)
@@ -396,10 +558,9 @@ class NormProductNormSum(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
         """Gradients of y, other, and all parameters."""
         y, norm, weight, last_norm, other, other_norm, out = ctx.saved_tensors
-        activation = norm_apply(y, norm, True, None, None)
-        wide = product(activation, weight)
-        grad_wide, last_sums, grad_other = norm_sum_gradient(dense(grad), out, wide, last_norm, ctx.last_batch)
-        grad_y, sums, grad_weight = _product_gradient(grad_wide, activation, y, norm, ctx.batch, weight)
+        grad_y, sums, grad_weight, grad_other, last_sums = product_sum_gradient(
+            dense(grad), out, y, norm, weight, last_norm, ctx.batch, ctx.last_batch
+        )
         of_other_scale = of_other_bias = None
         if other_norm is not None:
             grad_other, other_sums = norm_gradient(grad_other, other, other_norm, False, ctx.other_batch)
@@ -474,9 +635,14 @@ def running_norm(norm: Norm, dtype: torch.dtype) -> Tensor:
 
 def norm_of(norm: Norm, y: Tensor) -> Tensor:
     """The normalisation (5, C) of y by a BatchNorm, whose running statistics take part."""
-    if not by_batch(norm):
+    made = batch_norm_of(y.detach(), norm.weight.detach(), norm.bias.detach(), norm.eps) if by_batch(norm) else None
+    return take_part(norm, made, y)
+
+
+def take_part(norm: Norm, made: Tensor | None, y: Tensor) -> Tensor:
+    """The normalisation (5, C) of y: `made` of y itself where the norm goes by that, else by running statistics."""
+    if made is None or not by_batch(norm):
         return running_norm(norm, _accurate(y))
-    made = batch_norm_of(y.detach(), norm.weight.detach(), norm.bias.detach(), norm.eps)
     update_running(norm, made, y)
     return made
 
@@ -508,27 +674,26 @@ def bottleneck(block: Any, x: Tensor) -> Tensor:
     x, dtype = dense(x), x.dtype  # what autocast makes of the weights, too
     reduce, convolve, expand = block.reduce, block.convolve, block.expand
     stride = convolve.conv.stride
-    y, x = Fork.apply(x, reduce.conv.weight.to(dtype))
     last, relu = reduce.norm, True
-    norm = norm_of(last, y)
+    y, norm, x = Fork.apply(x, reduce.conv.weight.to(dtype), last, by_batch(last))
+    norm = take_part(last, norm, y)
     if not isinstance(block.interact, nn.Identity):
-        y = NormProduct.apply(y, last.weight, last.bias, norm, by_batch(last), block.interact.conv.weight.to(dtype))
-        last, relu = block.interact.norm, False
-        norm = norm_of(last, y)
-    weight = convolve.conv.weight.to(dtype)
+        weight, following = block.interact.conv.weight.to(dtype), block.interact.norm
+        y, next_norm = NormProduct.apply(
+            y, last.weight, last.bias, norm, by_batch(last), weight, following, by_batch(following)
+        )
+        last, relu = following, False
+        norm = take_part(last, next_norm, y)
+    weight, wide = convolve.conv.weight.to(dtype), expand.conv.weight.to(dtype)
     if not torch.is_grad_enabled() and not by_batch(convolve.norm) and not by_batch(expand.norm):
-        after = running_norm(convolve.norm, norm.dtype)  # folded into the store, and 24 w in all
-        wide = product(norm_depthwise(y, norm, relu, weight, stride, after), expand.conv.weight.to(dtype))
-        other, other_norm = shortcut(block, x, dtype)
-        return norm_apply(wide, running_norm(expand.norm, norm.dtype), True, other, other_norm)
+        after = running_norm(convolve.norm, norm.dtype)  # folded into the store
+        y = norm_depthwise(y, norm, relu, weight, stride, after)
+        return product_sum(y, None, wide, running_norm(expand.norm, norm.dtype), *shortcut(block, x, dtype))
     gather = by_batch(convolve.norm)
     y, next_norm = NormDepthwise.apply(
         y, last.weight, last.bias, norm, by_batch(last), relu, weight, stride, convolve.norm, gather
     )
-    if gather:
-        update_running(convolve.norm, next_norm, y)
-    else:
-        next_norm = running_norm(convolve.norm, norm.dtype)
+    next_norm = take_part(convolve.norm, next_norm, y)
     other, other_norm = shortcut(block, x, dtype)
     projection = None if other_norm is None else block.shortcut.norm
     out, last_norm = NormProductNormSum.apply(
@@ -537,7 +702,7 @@ def bottleneck(block: Any, x: Tensor) -> Tensor:
         convolve.norm.bias,
         next_norm,
         gather,
-        expand.conv.weight.to(dtype),
+        wide,
         expand.norm.weight,
         expand.norm.bias,
         None if by_batch(expand.norm) else running_norm(expand.norm, norm.dtype),
@@ -557,5 +722,5 @@ def shortcut(block: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor 
     if isinstance(block.shortcut, nn.Identity):
         return x, None
     step_t, step_h, step_w = block.shortcut.conv.stride
-    other = product(x[:, :, ::step_t, ::step_h, ::step_w], block.shortcut.conv.weight.to(dtype))
+    other = library_product(x[:, :, ::step_t, ::step_h, ::step_w], block.shortcut.conv.weight.to(dtype))
     return other, norm_of(block.shortcut.norm, other)

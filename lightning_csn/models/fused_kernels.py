@@ -138,6 +138,34 @@ def load_row(norm_ptr, ROW: tl.constexpr, C, channel, channel_ok):
     return tl.load(norm_ptr + ROW * C + channel, mask=channel_ok, other=0.0)
 
 
+@triton.jit
+def normalise(
+    value,
+    norm_ptr,
+    other_ptr,
+    other_norm_ptr,
+    place,
+    ok,
+    C,
+    channel,
+    channel_ok,
+    ADD: tl.constexpr,  # 0 nothing, 1 the other tensor, 2 its normalisation
+    RELU: tl.constexpr,
+    ACC: tl.constexpr,
+):
+    """relu(norm(value) + other), or less of it."""
+    value = tl.fma(value, load_row(norm_ptr, 3, C, channel, channel_ok), load_row(norm_ptr, 4, C, channel, channel_ok))
+    if ADD > 0:
+        other = tl.load(other_ptr + place, mask=ok, other=0.0).to(ACC)
+        if ADD == 2:
+            scale = load_row(other_norm_ptr, 3, C, channel, channel_ok)
+            other = tl.fma(other, scale, load_row(other_norm_ptr, 4, C, channel, channel_ok))
+        value += other
+    if RELU:
+        value = tl.maximum(value, 0.0, tl.PropagateNan.ALL)  # as PyTorch's: a lost NaN would hide a diverged run
+    return value
+
+
 @triton.jit(do_not_specialize=SIZES)
 def apply(
     y_ptr,
@@ -156,15 +184,7 @@ def apply(
     """out = relu(norm(y) + other), or less of it."""
     place, ok, channel, channel_ok = tile_of(0, 1, P, C, ROWS, LANES)
     value = tl.load(y_ptr + place, mask=ok, other=0.0).to(ACC)
-    value = tl.fma(value, load_row(norm_ptr, 3, C, channel, channel_ok), load_row(norm_ptr, 4, C, channel, channel_ok))
-    if ADD > 0:
-        other = tl.load(other_ptr + place, mask=ok, other=0.0).to(ACC)
-        if ADD == 2:
-            scale = load_row(other_norm_ptr, 3, C, channel, channel_ok)
-            other = tl.fma(other, scale, load_row(other_norm_ptr, 4, C, channel, channel_ok))
-        value += other
-    if RELU:
-        value = tl.maximum(value, 0.0, tl.PropagateNan.ALL)  # as PyTorch's: a lost NaN would hide a diverged run
+    value = normalise(value, norm_ptr, other_ptr, other_norm_ptr, place, ok, C, channel, channel_ok, ADD, RELU, ACC)
     tl.store(out_ptr + place, value.to(out_ptr.dtype.element_ty), mask=ok)
 
 
@@ -217,6 +237,17 @@ def gradient_sums(
     tl.store(row + C, tl.sum(product, 0)[None, :], mask=channel_ok)
 
 
+@triton.jit
+def through_norm(grad, y, norm_ptr, sums_ptr, P, C, channel, channel_ok, BATCH: tl.constexpr):
+    """The gradient of y from that of norm(y); BATCH: mean and variance are the batch's, and it goes through them."""
+    if BATCH:
+        mean = load_row(norm_ptr, 0, C, channel, channel_ok)
+        rstd = load_row(norm_ptr, 2, C, channel, channel_ok)
+        grad -= load_row(sums_ptr, 0, C, channel, channel_ok) / P
+        grad -= (y - mean) * rstd * (load_row(sums_ptr, 1, C, channel, channel_ok) / P)
+    return grad * load_row(norm_ptr, 3, C, channel, channel_ok)
+
+
 @triton.jit(do_not_specialize=SIZES)
 def gradient(
     grad_ptr,
@@ -227,7 +258,7 @@ def gradient(
     P,
     C,
     RELU: tl.constexpr,
-    BATCH: tl.constexpr,  # mean and variance are the batch's own, and the gradient goes through them
+    BATCH: tl.constexpr,
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     ACC: tl.constexpr,
@@ -238,10 +269,7 @@ def gradient(
     if RELU or BATCH:
         y = tl.load(y_ptr + place, mask=ok, other=0.0).to(ACC)
         grad = through_relu(grad, y, norm_ptr, C, channel, channel_ok, RELU)
-    if BATCH:
-        mean = load_row(norm_ptr, 0, C, channel, channel_ok)
-        rstd = load_row(norm_ptr, 2, C, channel, channel_ok)
-        grad -= load_row(sums_ptr, 0, C, channel, channel_ok) / P
-        grad -= (y - mean) * rstd * (load_row(sums_ptr, 1, C, channel, channel_ok) / P)
-    grad = grad * load_row(norm_ptr, 3, C, channel, channel_ok)
+    else:
+        y = grad  # not asked for
+    grad = through_norm(grad, y, norm_ptr, sums_ptr, P, C, channel, channel_ok, BATCH)
     tl.store(out_ptr + place, grad.to(out_ptr.dtype.element_ty), mask=ok)

@@ -24,6 +24,7 @@ from lightning_csn.models import depthwise_kernels, fused_kernels
 from lightning_csn.models.depthwise import channels_last, memory_format, output_sizes, reference
 
 INTERPRETED = not isinstance(depthwise_kernels.convolve, triton.JITFunction)
+TILES = "depthwise_tiles.json"  # in the cache folder
 MOST_CLIPS = 65535  # on the third axis of a grid
 MOST_PARTIALS = 128  # rows of partial statistics that one program merges at the end: two turns of 64
 
@@ -111,9 +112,8 @@ def candidate_tiles(problem: Problem, multiprocessors: int) -> Iterator[Tile]:
 
 def tile_for(problem: Problem, device: torch.device) -> Tile:
     """The tile that `tune` found on this kind of GPU, or else the default one: the first step never measures."""
-    measured = measured_tiles(cache_path())
-    found = measured.get(cache_key(problem, device)) if measured else None
-    return found or default_tile(problem, processors(device))
+    found = measured(cache_path(TILES)).get(cache_key(problem, device))
+    return Tile(**found) if found else default_tile(problem, processors(device))
 
 
 @cache
@@ -122,25 +122,32 @@ def processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
-def cache_path() -> Path:
-    """Where measured tiles are kept: LIGHTNING_CSN_CACHE, or lightning_csn in the user's cache folder."""
+def cache_path(file: str) -> Path:
+    """Where measured choices are kept: LIGHTNING_CSN_CACHE, or lightning_csn in the user's cache folder."""
     folder = os.environ.get("LIGHTNING_CSN_CACHE")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(folder) if folder else home / "lightning_csn") / "depthwise_tiles.json"
+    return (Path(folder) if folder else home / "lightning_csn") / file
 
 
-def cache_key(problem: Problem, device: torch.device) -> str:
+def cache_key(problem: Any, device: torch.device) -> str:
     """Everything that a measured time depends on."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
     return f"{name}, triton {triton.__version__}, {problem}"
 
 
 @cache
-def measured_tiles(path: Path) -> dict[str, Tile]:
-    """Tiles of a file that `tune` wrote; none if there is no such file."""
-    if not path.exists():
-        return {}
-    return {key: Tile(**tile) for key, tile in json.loads(path.read_text()).items()}
+def measured(path: Path) -> dict[str, Any]:
+    """Choices of a file that `keep` wrote, by their keys; none if there is no such file."""
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def keep(path: Path, key: str, choice: Any) -> None:
+    """Add a choice to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}.partial")
+    partial.write_text(json.dumps({**measured(path), key: choice}, indent=1))
+    partial.replace(path)  # another process never reads half a file
+    measured.cache_clear()
 
 
 def tune(
@@ -152,13 +159,7 @@ def tune(
     """
     times = {tile: measure(lambda tile=tile: launch(tile)) for tile in candidate_tiles(problem, processors(device))}
     best = min(times, key=lambda tile: times[tile])
-    path = cache_path()
-    kept = {**measured_tiles(path), cache_key(problem, device): best}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({key: asdict(tile) for key, tile in kept.items()}, indent=1))
-    partial.replace(path)  # another process never reads half a file
-    measured_tiles.cache_clear()
+    keep(cache_path(TILES), cache_key(problem, device), asdict(best))
     return times
 
 
@@ -532,10 +533,7 @@ def check_norms(kernel: str, like: Tensor, *options: Any) -> None:
             through = before_relu(grad, exact(y, norm[3], norm[4]) if relu else None)
             sums = sums_of(through, y, norm)
             gradient(grad, y, norm, sums.to(norm.dtype), out, relu=relu, batch=batch)
-            if batch:
-                centred = exact(y, norm[2], -norm[0].double() * norm[2])
-                through = through - (per_channel(sums[0]) + centred * per_channel(sums[1])) / (y.numel() // channels)
-            yield kernel, out, through * per_channel(norm[3])
+            yield kernel, out, through_norm(through, y, norm, sums, batch=batch)
 
     check_once((kernel, dtype, channels, *options), like.device, pairs)
 
@@ -560,6 +558,14 @@ def sums_of(grad: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     """The gradients (2, C) of a norm's bias and weight in fp64."""
     centred = exact(y, norm[2], -norm[0].double() * norm[2])
     return torch.stack((grad.sum((0, 2, 3, 4)), (grad * centred).sum((0, 2, 3, 4))))
+
+
+def through_norm(grad: Tensor, y: Tensor, norm: Tensor, sums: Tensor, *, batch: bool) -> Tensor:
+    """The gradient of y in fp64 from that of norm(y), and its sums."""
+    if batch:
+        centred = exact(y, norm[2], -norm[0].double() * norm[2])
+        grad = grad - (per_channel(sums[0]) + centred * per_channel(sums[1])) / (y.numel() // y.shape[1])
+    return grad.double() * per_channel(norm[3])
 
 
 def merged(partial: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -73,31 +73,44 @@ class Traffic:
     """Elements that the forward pass in training reads and writes for one clip, with its BatchNorm, ReLU and sums."""
 
     eager: int
-    ours: int
-    floor: int
+    library: int  # fused, with the products of the library
+    own: int  # fused, with our own products where memory sets their pace, as `fused.memory_bound` has it at 16 bits
+    floor: int  # what moves at least, by running statistics and with all products our own
 
     def __add__(self, other: Traffic) -> Traffic:
-        return Traffic(self.eager + other.eager, self.ours + other.ours, self.floor + other.floor)
+        return Traffic(
+            self.eager + other.eager,
+            self.library + other.library,
+            self.own + other.own,
+            self.floor + other.floor,
+        )
 
 
 def traffic(architecture: str, clip: Sequence[int] = CLIP, **options: Any) -> Traffic:
     """Of all bottlenecks of a network: what stride 1 costs is in fused.FORWARD, here with strides and projections."""
-    total = Traffic(0, 0, 0)
+    total = Traffic(0, 0, 0, 0)
     for block, x, out in _walk(architecture, clip, Bottleneck, options):
         places, places_out = math.prod(x.shape[2:]), math.prod(out.shape[2:])  # P before and Q after the stride
         width = out.shape[1] // 4
         before, after = width * places, width * places_out
-        convolutions = x.shape[1] * places + before + (before + after) + 5 * after  # reduce, depthwise, expand
+        reduce, depthwise, expand = x.shape[1] * places + before, before + after, 5 * after
+        own_reduce, own_inside, own_expand = (
+            fused.memory_bound(*channels, 2) for channels in ((x.shape[1], width), (width, width), (width, 4 * width))
+        )
+        library_sum = 2 * after + expand + 4 * after + 12 * after  # with the activation before and the statistics
         total += Traffic(
-            eager=convolutions + 5 * before + 5 * after + 32 * after,
-            ours=convolutions + before + 2 * after + 4 * after + 12 * after,
-            floor=convolutions + 12 * after,
+            eager=reduce + 5 * before + depthwise + 5 * after + expand + 32 * after,
+            library=reduce + before + depthwise + library_sum,
+            own=reduce + (not own_reduce) * before + depthwise + (10 * after if own_expand else library_sum),
+            floor=reduce + depthwise + 9 * after,
         )
         if not isinstance(block.interact, nn.Identity):
-            total += Traffic(2 * before + 3 * before, 2 * before + 3 * before, 2 * before)
+            passes = 2 * before + 3 * before  # eager without a ReLU after, ours with the activation before
+            total += Traffic(passes, passes, 2 * before if own_inside else passes, 2 * before)
         if not isinstance(block.shortcut, nn.Identity):
             projection = x.shape[1] * places_out + 4 * after
-            total += Traffic(projection + 12 * after, projection + 4 * after, projection)
+            statistics = projection + 4 * after
+            total += Traffic(projection + 12 * after, statistics, statistics, projection)
     return total
 
 
@@ -152,15 +165,17 @@ def page() -> str:
         "",
         "## Whole networks",
         "",
-        "The bottlenecks' forward pass in training. Eager: every operation a pass of its own. Fused: what",
-        '`depthwise_backend("fused")` runs. Floor: the matrix products fused with their neighbours as well.',
+        "The bottlenecks' forward pass in training. Eager: every operation a pass of its own. Library: fused blocks",
+        'with the products of the library. Fused: what `depthwise_backend("fused")` runs at 16 bits, with products of',
+        f"ours where memory sets their pace (fewer than {fused.BALANCE} multiply-adds a byte, the first two stages).",
+        "Floor: with all products ours, and without statistics.",
         "",
-        "| network | eager GB | fused GB | floor GB | eager ms | fused ms | floor ms |",
-        "|---|---|---|---|---|---|---|",
+        "| network | eager GB | library GB | fused GB | floor GB | eager ms | library ms | fused ms | floor ms |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for name in ("ircsn_50", "ircsn_101", "ircsn_152", "ipcsn_152"):
         each = traffic(name)
-        elements = (each.eager, each.ours, each.floor)
+        elements = (each.eager, each.library, each.own, each.floor)
         sizes = " | ".join(f"{2 * number / 1e9:.2f}" for number in elements)
         times = " | ".join(f"{2 * number / COPY * 1e3:.2f}" for number in elements)
         lines.append(f"| {name} | {sizes} | {times} |")
@@ -169,28 +184,23 @@ def page() -> str:
         "## One bottleneck, pass by pass",
         "",
         "Reads + writes at stride 1, in units of w P elements (w channels inside the block, 4 w outside, P places).",
+        "Ours has two forms: with the library's matrix products, or with products that take in the steps beside them.",
+        *_passes("forward, training", fused.FORWARD),
         "",
-        "| forward, training | eager | fused | floor |",
-        "|---|---|---|---|",
-        *(f"| {step} | {eager} | {ours} | {floor} |" for step, eager, ours, floor in fused.FORWARD),
-        "| sum | {} | {} | {} |".format(*fused.total(fused.FORWARD)),
+        "If every product were computed once, and took in its steps, forward would be 24 w: it pays to compute the",
+        "widest tensor twice, once for its statistics alone, and never to write it.",
+        *_passes("backward", fused.BACKWARD),
         "",
-        "| backward | eager | fused |",
-        "|---|---|---|",
-        *(f"| {step} | {eager} | {ours} |" for step, eager, ours, _ in fused.BACKWARD),
-        "| sum | {} | {} |".format(*fused.total(fused.BACKWARD)),
-        "",
-        f"Kept for the way back: {fused.STORED.eager} w P eager, {fused.STORED.ours} w P fused, besides the input.",
-        "",
-        "In inference with running statistics the fused block moves 24 w: BatchNorm and ReLU after the depthwise",
-        "convolution are folded into its store.",
+        f"Kept for the way back: {fused.STORED.eager} w P eager, {fused.STORED.own} w P in both of ours, besides the"
+        " input.",
+        *_passes("inference, running statistics", fused.INFERENCE),
         "",
         "## A cold first step",
         "",
-        "A fused training step of any depth compiles 19 kernels, since all layers of CSN share them: for compute",
-        "capability 9.0 in 14 s of one core, as measured once on a virtual AMD EPYC (Triton 3.9, bf16, B = 8; shared",
-        "with others it took 44 s there). With sizes and steps in memory compiled in, it was 35 kernels and 32 s. Each",
-        "kernel is held against its definition with tensors that need no other one. Measure it on any machine:",
+        "A fused training step of any depth compiles 28 kernels, since all layers of CSN share them: for compute",
+        "capability 9.0 in 18 s of one core, as measured once on a virtual AMD EPYC (Triton 3.9, bf16, B = 8; shared",
+        "with others it took 38 s there). Each kernel is held against its definition with tensors that need no other",
+        "one. Measure it on any machine:",
         "`TRITON_ALWAYS_COMPILE=1 python tests/compile_kernels.py --seconds step`.",
         "",
         "The partial statistics of the depthwise convolution, written and read once, are 0.5 to 6.2% of the bytes of",
@@ -198,6 +208,12 @@ def page() -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _passes(name: str, passes: Sequence[fused.Pass]) -> list[str]:
+    rows = [f"| {step} | {eager} | {library} | {own} |" for step, eager, library, own in passes]
+    sums = "| sum | {} | {} | {} |".format(*fused.total(passes))
+    return ["", f"| {name} | eager | library's products | own products |", "|---|---|---|---|", *rows, sums]
 
 
 if __name__ == "__main__":
