@@ -1,5 +1,6 @@
 """The index of videos: what is written is found again, as long as the file is the same."""
 
+import gc
 import json
 import os
 
@@ -48,6 +49,22 @@ def test_a_path_is_found_from_any_folder(tmp_path, files, monkeypatch):
     monkeypatch.chdir(tmp_path)
     index = VideoIndex.read(write(tmp_path / "index.jsonl", entry_of("a.mp4", error="no")))
     assert index.find(tmp_path / "a.mp4") == index.find("./a.mp4") == index.find("a.mp4") is not None
+
+
+@pytest.mark.parametrize("room", [10, 2000])
+def test_a_disk_that_is_full_is_told_in_a_sentence(tmp_path, files, room):
+    """In the first line, and in an entry; closing tries to write once more."""
+    resource = pytest.importorskip("resource")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
+        with pytest.raises(InputError, match=r"index\.jsonl: the index cannot be written: File too large"):
+            write(tmp_path / "index.jsonl", entry_of(files[0], error=2000 * "no"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    gc.collect()  # a file that is still open would be a warning
+    kept = entry_of(files[1], error="no")
+    assert list(VideoIndex.read(write(tmp_path / "index.jsonl", kept))) == [kept]
 
 
 @pytest.mark.parametrize("change", ["size", "time", "gone"])

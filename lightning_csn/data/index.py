@@ -8,6 +8,7 @@ entry is good for as long as the file's size and time of change are those that i
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -179,7 +180,12 @@ class IndexWriter:
             self._cut_torn_line()
         elif not head or _head_line().startswith(head):  # new, or stopped before its first line was whole
             self._file.truncate(0)
-            self._write(_head_line())
+            try:
+                self._write(_head_line())
+            except InputError:
+                with contextlib.suppress(InputError):
+                    self.close()
+                raise
         else:
             self._file.close()
             _check_head(path, head)
@@ -194,16 +200,22 @@ class IndexWriter:
 
     def close(self) -> None:
         """Let go of the file."""
-        self._file.close()
+        with self._telling():
+            self._file.close()  # which writes what a full disk has refused before
 
     def add(self, entry: Entry) -> None:
         """Write an entry; it replaces an earlier one of the same path."""
         self._write(json.dumps(entry.to_dict(), separators=(",", ":")).encode() + b"\n")
 
     def _write(self, line: bytes) -> None:
-        try:
+        with self._telling():
             self._file.write(line)
             self._file.flush()
+
+    @contextlib.contextmanager
+    def _telling(self) -> Iterator[None]:
+        try:
+            yield
         except OSError as error:  # the disk is full
             raise InputError(f"{self.path}: the index cannot be written: {error.strerror}") from error
 
