@@ -182,7 +182,7 @@ def _fate_rows(report: Report) -> list[tuple[str, str]]:
     short = [fate for fate in fates if fate.short]
     rows = [
         ("long enough", every - len(short)),
-        ("too short: the last frame is repeated", len(short)),
+        ("too short: frames are repeated", len(short)),
         ("brought to another rate", sum(fate.resampled for fate in fates)),
         ("enlarged: the picture is too small", sum(fate.upscaled > 1 for fate in fates)),
     ]

@@ -174,7 +174,7 @@ def write_answers(args: Namespace, model: LitCSN, paths: Sequence[str], answers:
         note(str(times))
     if counts.short:
         videos = f"{counts.short} videos are" if counts.short != 1 else "1 video is"
-        note(f"{videos} shorter than a clip of {args.model}; the last frame is repeated")
+        note(f"{videos} shorter than a clip of {args.model}; frames are repeated")
     if args.labelled:
         note(f"{right} of {counts.videos - counts.unreadable} answers are the name of the video's folder")
     if counts.unreadable:
@@ -198,7 +198,7 @@ def show_answers(args: Namespace, model: LitCSN, paths: Sequence[str]) -> int:
         answers.append(answer)
         videos.append(as_json(answer))
         if answer.short:
-            note(f"{path}: shorter than a clip of {args.model}, so its last frame is repeated")
+            note(f"{path}: shorter than a clip of {args.model}, so frames are repeated")
         if not args.json:
             print(as_text(answer, f"{args.model}, {view_text(args.clips, args.crops)}"), flush=True)
     if args.json:

@@ -136,5 +136,6 @@ def run_features(args: Namespace) -> int:
         return ALL_READ
     print(f"features: {args.output} ({counts})")
     if counts.short:
-        note(f"{counts.short} videos are shorter than a clip of {args.model}, so their last frame is repeated")
+        videos = f"{counts.short} videos are" if counts.short != 1 else "1 video is"
+        note(f"{videos} shorter than a clip of {args.model}, so frames are repeated")
     return SOME_UNREADABLE if counts.unreadable else ALL_READ

@@ -237,9 +237,11 @@ def test_folders_of_frames_are_read_too(tmp_path):
     assert "00002.jpg" in entry.fault
     report = report_of({"train": [(str(folder), 0)]}, classes=["run"], **{str(folder): entry})
     assert (report.seconds, report.frames) == (None, (4, 4, 4))
-    there = collection(["run"], train=[(str(folder), 0, Part(1.0, 2.0))])
-    (row,) = examine(there, {str(folder): entry}, frames_fps=2.0).rows
+    there = collection(["run"], train=[(str(folder), 0, Part(1.0, 2.0)), ("film.mp4", 0)])
+    film = Entry(path="film.mp4", bytes=1, mtime_ns=1, info=info())
+    row, other = examine(there, {str(folder): entry, "film.mp4": film}, frames_fps=2.0).rows
     assert (row.error, row.num_frames, row.seconds) == (None, 2, 1.0)
+    assert other.seconds == 2.0  # a file has a rate of its own
     assert "frames_fps" in examine(there, {str(folder): entry}).rows[0].error
     assert sum(bar.count for bar in report.lengths) == 1
 
@@ -503,6 +505,13 @@ def test_what_the_clip_does_is_told():
     assert short.files == (("a", "4 frames at 25 fps: the last 6 of a clip's 8 are the same"),)
 
 
+def test_what_a_clip_of_segments_does_is_told():
+    segments = dataclasses.replace(CLIP, sampling="segments", fps=None)
+    (problem,) = report_of(GOOD, clip=segments, a=entry("a", info(4)), b=entry("b", info(8))).problems
+    assert problem.text == "1 video shorter than the 8 frames that a clip needs: frames are repeated"
+    assert problem.files == (("a", "4 frames: 4 of a clip's 8 are there twice"),)
+
+
 def test_mixed_rates_that_a_clip_takes_as_filmed_are_a_warning():
     as_filmed = ClipSpec.from_dict({"fps": None}, CLIP)
     report = report_of(GOOD, clip=as_filmed, a=entry("a", info(fps=60.0)))
@@ -525,7 +534,8 @@ def test_oddities_are_noted():
 
 
 def test_the_worst_comes_first():
-    report = report_of({"train": [("a", 0), ("a2", 0)], "val": [("a", 0), ("d", 1)]}, d=entry("d", info(1)))
+    given = {"train": [("a", 0), ("a2", 0)], "val": [("a", 0), ("d", 1)]}
+    report = report_of(given, limit=0.5, a2=None, d=entry("d", info(1)))  # what is missing is looked for first
     levels = [problem.level for problem in report.problems]
     assert levels == sorted(levels, key=(UNSAFE, WARNING, NOTE).index)
     assert len(report.reasons) == 2

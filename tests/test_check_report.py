@@ -1,5 +1,6 @@
 """The report as text and as a page, which a real browser shows."""
 
+import dataclasses
 import functools
 import io
 import itertools
@@ -71,6 +72,20 @@ def test_the_text_of_a_good_collection_is_short():
     assert lines[0] == "Safe to train."
     assert len(lines) < 25
     assert "--model or --clip says" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "where", "short"),
+    [
+        ("clip", "one every 5 frames, at 25 fps: 36 frames long", "4 of 58"),
+        ("segments", "one in each of 8 equal parts of the video", "0 of 58"),
+    ],
+)
+def test_the_text_says_what_the_clip_does(sampling, where, short):
+    text = as_text(make_report(clip=dataclasses.replace(CLIP, sampling=sampling)))
+    assert f"\nClip: 8 frames, {where}; short side 64 pixels\n" in text
+    assert re.search(rf"^  too short: frames are repeated +{short}$", text, re.MULTILINE)
+    assert re.search(r"^  enlarged: the picture is too small +58 of 58$", text, re.MULTILINE)
 
 
 def test_the_text_counts_many_classes_together_and_names_files_of_a_kind_up_to_a_number():

@@ -307,7 +307,9 @@ def test_classify_says_which_videos_are_shorter_than_a_clip(make_video, weights,
     assert main(["classify", *paths, "--model", str(weights), "--json"]) == 0
     shown = capsys.readouterr()
     assert [video["short"] for video in json.loads(shown.out)["videos"]] == [True, False]
-    assert re.findall(r"(\S+): shorter than a clip", shown.err) == paths[:1]
+    assert re.findall(r"(\S+): shorter than a clip of .*, so frames are repeated\n", shown.err) == paths[:1]
+    assert main(["classify", *paths, "--model", str(weights), "--output", str(tmp_path / "a.csv")]) == 0
+    assert "1 video is shorter than a clip of " in capsys.readouterr().err
 
 
 def test_classify_as_json_reports_the_unreadable_in_its_place(video_folder, weights, tmp_path, capsys):
@@ -586,7 +588,7 @@ def test_a_trainer_that_cannot_be_made_gets_a_message_and_2(option, message, vid
 def test_a_run_that_cannot_be_written_gets_a_message_and_2(video_folder, tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("no folder")
     options = [f"--data.root={video_folder}", "--model.architecture=ircsn_tiny", "--trainer.max_steps=1", *SMALL]
-    for root in (tmp_path / "file", tmp_path / "file" / "runs"):
+    for root in (tmp_path / "file", tmp_path / "file" / "runs", tmp_path / "file" / "of" / "runs"):
         assert main(["fit", *options, *QUIET[:-1], f"--trainer.default_root_dir={root}"]) == 2
         assert "the run cannot be written: [Errno " in capsys.readouterr().err
 
