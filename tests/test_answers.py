@@ -89,7 +89,7 @@ def test_a_stopped_run_leaves_what_it_found_but_errors_are_tried_again(tmp_path)
     again = Answers(tmp_path / "a.jsonl", top=2)
     assert again.take_up(ABOUT) == {("b, c.mp4", None)}
     again.write(ABOUT, [RECORDS[0], make_record(SAMPLES[2], TOP)])
-    again.finish(SAMPLES)
+    assert again.finish(SAMPLES) == (3, 0, 1)
     lines = read(tmp_path / "a.jsonl")
     assert lines == [*RECORDS[:2], make_record(SAMPLES[2], TOP)]  # it could be read the second time
 
@@ -167,8 +167,9 @@ def test_a_run_that_is_refused_lets_others_in(tmp_path):
     stopped = Answers(tmp_path / "a.jsonl", top=2)
     stopped.write(ABOUT, RECORDS[:1])
     stopped.close()
+    refused = Answers(tmp_path / "a.jsonl", top=2)  # held, for a lock that nobody holds is let go
     with pytest.raises(InputError, match="answers of another run"):
-        Answers(tmp_path / "a.jsonl", top=2).take_up({})
+        refused.take_up({})
     assert Answers(tmp_path / "a.jsonl", top=2).take_up(ABOUT) == {("a.mp4", None)}
 
 

@@ -19,10 +19,11 @@ VMZ = {
 }
 
 
-def test_a_spec_survives_json():
-    spec = ClipSpec(**VMZ)
+@pytest.mark.parametrize("changed", [{}, {"fps": None}, {"sampling": "segments"}])
+def test_a_spec_survives_json(changed):
+    spec = ClipSpec(**VMZ | changed)
     assert ClipSpec(**json.loads(json.dumps(spec.to_dict()))) == spec
-    assert hash(spec) == hash(ClipSpec(**VMZ))
+    assert hash(spec) == hash(ClipSpec(**VMZ | changed))
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_the_small_data_recipe_trains_and_its_test_sees_what_training_saw(split_
     command = shlex.split(line.removeprefix("to test it: lightning-csn "))
     assert line.endswith("--data.test_clips 3 --data.test_crops 3")
     assert main([*command, "--data.num_workers=0", "--trainer.accelerator=cpu", *quiet]) == 0
-    assert "3 clips x 3 crops" in capsys.readouterr().out
+    assert "; 3 clips x 3 crops of 2 frames over the whole video of 16 x 16 pixels, " in capsys.readouterr().out
 
 
 def test_the_demo_ends_in_a_summary(tmp_path):

@@ -669,9 +669,12 @@ def test_a_test_may_have_fewer_classes_or_other_spellings(make_trainer):
         ({"views_per_pass": 0}, "views_per_pass must be a whole number of 1 or more"),
         ({"lr": -1}, "lr must be a number of 0 or more, got -1"),
         ({"lr": math.nan}, "lr must be a number of 0 or more, got nan"),
+        ({"lr": math.inf}, "lr must be a number of 0 or more, got inf"),
         ({"weight_decay": "no"}, "weight_decay must be a number of 0 or more, got 'no'"),
         ({"mixup": -0.1}, "mixup must be a number of 0 or more, got -0.1"),
         ({"cutmix": "1"}, "cutmix must be a number of 0 or more, got '1'"),
+        ({"mixup": None}, "mixup must be a number of 0 or more, got None"),  # which is not 0
+        ({"cutmix": False}, "cutmix must be a number of 0 or more, got False"),
         ({"label_smoothing": 2}, "label_smoothing must be a number from 0 to 1, got 2"),
         ({"warmup_epochs": -3}, "warmup_epochs must be a number of 0 or more, got -3"),
         ({"milestones": [-1]}, "each of milestones must be a number of 0 or more, got -1"),

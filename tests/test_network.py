@@ -92,7 +92,7 @@ def test_groups_that_make_no_sense_are_refused(name, groups):
 
 
 def test_unknown_network_names_the_nearest():
-    with pytest.raises(InputError, match=r"no network 'ircsn_512'; there are: .*ircsn_152"):
+    with pytest.raises(InputError, match=r"no network 'ircsn_512'; there are: (?=.*ircsn_152)(\w+, ){1,4}\w+$"):
         create_network("ircsn_512")
 
 
@@ -188,7 +188,7 @@ def test_windowed_head_averages_each_window_once(average):
         torch.testing.assert_close(network.forward_head(x), torch.stack(windows).mean(0))
     else:
         mean = torch.stack([logits.softmax(-1) for logits in windows]).mean(0)
-        torch.testing.assert_close(network.forward_head(x).softmax(-1), mean)
+        torch.testing.assert_close(network.forward_head(x), mean.log())
     small = torch.randn(1, 512, 1, 1, 1)  # smaller than the window: one window, and then no average to speak of
     torch.testing.assert_close(network.forward_head(small), network.head(small.flatten(1)))
 
@@ -208,7 +208,10 @@ def test_reset_classifier_changes_the_head_alone():
 
 @pytest.mark.parametrize("name", [*TINY, "resnet3d_18"])
 def test_options_make_the_same_network_again(name):
-    network = create_network(name, num_classes=3, dropout=0.5, drop_path=0.1, zero_init_last=True, stem_pool=False)
+    options = {"dropout": 0.5, "drop_path": 0.1, "zero_init_last": True, "stem_pool": False}
+    network = create_network(name, num_classes=3, **options)
+    assert network.dropout.p == 0.5
+    assert options.items() <= network.options.items()
     again = create_network(network.architecture, **network.options)
     again.load_state_dict(network.state_dict())
     assert repr(again) == repr(network)

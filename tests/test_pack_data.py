@@ -42,7 +42,7 @@ def test_a_pack_that_is_larger_than_its_originals_says_what_would_do(tmp_path, m
     assert "larger than" not in capsys.readouterr().out
 
 
-def test_folders_of_pictures_get_the_rate_that_is_given(tmp_path, make_video):
+def test_folders_of_pictures_get_the_rate_that_is_given(tmp_path, capsys):
     from PIL import Image
 
     for number in range(3):
@@ -51,6 +51,12 @@ def test_folders_of_pictures_get_the_rate_that_is_given(tmp_path, make_video):
     assert run(tmp_path / "videos", tmp_path / "out", "--frames-fps", 12.5) == 0
     with open_video(read_packed(tmp_path / "out").samples["all"][0].path) as video:
         assert video.info.fps == 12.5
+    assert "without a frame rate" not in capsys.readouterr().out
+    assert run(tmp_path / "videos", tmp_path / "without") == 0
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "1 video without a frame rate, taken as 25 frames per second: run/a",
+        "  --frames-fps N gives folders of pictures another",
+    ]
     with pytest.raises(InputError, match="--copy puts files in as they are; --frames-fps is for encoding"):
         run(tmp_path / "videos", tmp_path / "copied", "--frames-fps", 12.5, "--copy")
 

@@ -349,6 +349,8 @@ def test_a_folder_of_frames_is_encoded_but_not_copied(tmp_path, read_number):
     assert packed.without_rate == []
     with open_video(read_packed(tmp_path / "at 12").samples["train"][0].path) as video:
         assert (video.info.num_frames, video.info.fps) == (5, 12)
+    with pytest.raises(InputError, match="holds another packed data set"):
+        pack(collect(folder), tmp_path / "at 12", encoding=Encoding(), frames_fps=24)
     with pytest.raises(InputError, match="frames_fps must be a number of pictures per second above 0, got 0"):
         pack(collect(folder), tmp_path / "at 0", encoding=Encoding(), frames_fps=0)
 

@@ -64,7 +64,7 @@ def test_the_linear_probe_trains_the_head_alone(split_folder, tmp_path):
     for name, tensor in load_network("ircsn_tiny_motion").state_dict().items():
         if part_of(name) != "head":
             assert torch.equal(trained[f"network.{name}"], tensor), name
-    assert trained["network.head.weight"].std() > 0
+    assert trained["network.head.bias"].any()  # it begins with 0
 
 
 @pytest.mark.parametrize("name", RECIPES)
