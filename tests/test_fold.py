@@ -135,7 +135,7 @@ def test_half_precision_gives_nearly_the_same_logits():
     with torch.no_grad():
         found, expected = form(clip), network(clip)
     assert found.dtype == torch.float32
-    assert 0 < (found - expected).abs().max() < 0.05 * expected.abs().max()
+    assert 1e-4 < (found - expected).abs().max() / expected.abs().max() < 0.05  # of eight bits
 
 
 @needs_packing
@@ -145,17 +145,21 @@ def test_packed_weights_follow_the_size_of_the_clip_and_travel_in_copies():
     large, small = torch.randn(1, 3, 8, 64, 64), torch.randn(3, 3, 5, 31, 45)
     with torch.no_grad():
         expected = network(large), network(small)
+        form(large)  # which packs: packed weights cannot be copied
         for other in (form, copy.deepcopy(form), pickle.loads(pickle.dumps(form))):
             torch.testing.assert_close(other(large), expected[0], rtol=1e-4, atol=1e-4)
             torch.testing.assert_close(other(small), expected[1], rtol=1e-4, atol=1e-4)
+            assert other.stem._packed[0] == (1, 3, 5, 31, 45)
             torch.testing.assert_close(other(large), expected[0], rtol=1e-4, atol=1e-4)
 
 
 @needs_packing
 def test_what_else_is_in_a_batch_changes_no_bit_of_a_packed_answer():
     form, clips = fold(trained("ipcsn_tiny"), layout="packed"), torch.randn(3, 3, 4, 48, 48)
-    alone = torch.cat([form.forward_features(clip) for clip in clips.split(1)])
+    alone, together = torch.cat([form.forward_features(clip) for clip in clips.split(1)]), []
+    form.stem.register_forward_pre_hook(lambda _, inputs: together.append(len(inputs[0])))
     assert torch.equal(form.forward_features(clips), alone)
+    assert together == [1, 1, 1]  # on some processors more at once give the same bits too
 
 
 def test_without_onednn_auto_is_channels_last_and_packed_is_refused(monkeypatch):
@@ -178,22 +182,16 @@ def test_packing_is_for_x86_processors(device, dtype, words):
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told")
 def test_memory_of_large_tensors_is_used_again():
     script = """
-import resource, torch
-from lightning_csn.models.fold import fold, keep_memory
-from lightning_csn.models.network import create_network
-assert keep_memory()
-form, clip = fold(create_network("ircsn_tiny")), torch.zeros(1, 3, 64, 160, 160)  # maps of up to 105 MB
-def faults():
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    with torch.inference_mode():
-        form(clip)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
-print([faults() for _ in range(4)])
+import torch
+from lightning_csn.models.fold import keep_memory
+def is_kept():
+    freed = torch.full((2**26,), 7, dtype=torch.uint8)
+    del freed
+    return torch.empty(2**26, dtype=torch.uint8)[2**25].item() == 7  # memory that is new from the system is 0
+print(is_kept(), keep_memory(), is_kept())
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    first, *_, last = json.loads(done.stdout)
-    assert last < 100 < first
+    assert (done.stdout, done.returncode) == ("False True True\n", 0), done.stderr
 
 
 def test_what_cannot_be_folded_is_refused():

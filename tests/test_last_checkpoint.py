@@ -102,6 +102,7 @@ def test_a_run_that_is_stopped_goes_on_where_it_was(split_folder, tmp_path, seen
     runs = tmp_path / "stopped"
     options.append(f"--trainer.default_root_dir={runs}")
     assert main(["fit", *options, *SMALL]) == code
+    assert [stage for stage, *_ in batches].count(at[0]) == at[1]  # it was the last
     shown = capsys.readouterr().out
     if code != 2:
         assert f"interrupted; last checkpoint: {runs / 'last.ckpt'}\n" in shown

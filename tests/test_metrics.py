@@ -1,5 +1,6 @@
 """Scores of videos: each counts once, in whatever order and company it came."""
 
+import functools
 import math
 
 import pytest
@@ -209,6 +210,9 @@ def test_the_company_of_a_video_changes_no_digit_of_its_mean(average, multi_labe
     alone = [mean_to_score(video[None], average, multi_label=multi_label) for video in logits.flip(0)]
     assert torch.equal(together, torch.cat(alone).flip(0))
     assert torch.equal(together, mean_of_views(logits.double(), average, multi_label=multi_label).float())
+    likely = torch.sigmoid if multi_label else functools.partial(torch.softmax, dim=-1)
+    expected = likely(logits.mean(1)) if average == "logits" else likely(logits).mean(1)
+    torch.testing.assert_close(together, expected)
 
 
 def test_the_mean_of_no_videos_is_empty():
