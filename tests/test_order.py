@@ -254,6 +254,20 @@ def test_training_goes_on_where_it_was_saved(tmp_path, uninterrupted, stop_at, c
     assert resumed.batch_idx == 4
 
 
+@pytest.mark.parametrize("counted", [True, False])
+def test_training_goes_on_that_was_stopped_twice_in_an_epoch(tmp_path, uninterrupted, counted):
+    seen, path = [], None
+    for stop_at in (6, 2):  # one batch of the second epoch, and two more
+        stopped = Watcher(stop_at, "save")
+        stopped.path = tmp_path / f"{stop_at}.ckpt"
+        with pytest.raises(SystemExit):
+            fit(stopped, loader(), path, counted=counted)
+        seen, path = seen + stopped.seen, stopped.path
+    resumed = Watcher()
+    fit(resumed, loader(), path, counted=counted)
+    assert seen + resumed.seen == uninterrupted
+
+
 @pytest.mark.filterwarnings("ignore:.*fit.ckpt_path=.*")
 def test_the_batch_in_which_training_failed_is_seen_again(tmp_path, uninterrupted):
     stopped = Watcher(7, "error")
