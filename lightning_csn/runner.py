@@ -316,6 +316,8 @@ class ExportedNetwork(nn.Module):
 
     def run_on(self, device: str) -> None:
         """Run on this device from now on; "auto" as `load_runner` says. InputError where its runtime cannot."""
+        if choose_device(device, self.runner.path) == self.runner.runs_on:
+            return
         runner = load_runner(self.runner.path, device)
         assert isinstance(runner, ExportRunner)
         self.runner = runner

@@ -463,7 +463,9 @@ def test_a_file_is_not_for_training_nor_for_other_classes(exported, split_folder
 
 def test_a_file_runs_on_the_device_that_was_asked_for(exported):
     network = ExportedNetwork(runs(exported[1]))
+    loaded = network.runner
     network.run_on("cpu")
+    assert network.runner is loaded  # no second time
     assert network.runner.device == torch.device("cpu")
     if network.runner.path.suffix != ".pt2":
         with pytest.raises(InputError, match=r"on (the cpu, not on )?meta"):
