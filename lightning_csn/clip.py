@@ -12,6 +12,11 @@ from lightning_csn.errors import InputError, check_choice, check_count
 SAMPLINGS = ("clip", "segments")
 
 
+def clip_values(given: Mapping[str, Any] | ClipSpec | None) -> dict[str, Any]:
+    """The fields of a spec as plain values, or those of them that were given."""
+    return given.to_dict() if isinstance(given, ClipSpec) else dict(given or {})
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClipSpec:
     """What weights ask of data: how many frames, how far apart, how large, and with which colours.

@@ -23,7 +23,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lightning_csn.callbacks import UnreadableVideos
-from lightning_csn.clip import ClipSpec
+from lightning_csn.clip import ClipSpec, clip_values
 from lightning_csn.data.annotations import find_samples, list_videos, place_paths, read_list
 from lightning_csn.data.augment import Augment, apply_to_batch
 from lightning_csn.data.dataset import Item, VideoDataset, collate
@@ -204,7 +204,7 @@ class VideoDataModule(L.LightningDataModule):
         if predict_videos is not None and not predict_videos:
             raise InputError("predict_videos must name videos, got none")
         self._predict_videos = None if predict_videos is None else [os.fspath(path) for path in predict_videos]
-        self._given_clip = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
+        self._given_clip = clip_values(clip)
         self.clip: ClipSpec | None = None  # known in setup, or when a loader is made
         self._layout, self._fold = layout, fold
         self._index_path = None if index is None else os.fspath(index)

@@ -30,7 +30,7 @@ from lightning_csn import __version__
 from lightning_csn.answers import Answers, Counts, Record, make_record, readable, record_key
 from lightning_csn.clip import ClipSpec
 from lightning_csn.clip_module import ClipModule
-from lightning_csn.data.samples import Label, Part, Sample
+from lightning_csn.data.samples import Label, Part, Sample, numbers_of
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, check_choice
 from lightning_csn.many import RecordWriter, VideoBar
@@ -268,11 +268,6 @@ def unpack(record: Record) -> np.ndarray:
     """The features of a record."""
     values = np.frombuffer(base64.b64decode(record["features"]), dtype="<f4")
     return values.reshape(record["shape"]).astype(np.float32)
-
-
-def numbers_of(label: Label) -> tuple[int, ...]:
-    """The numbers of the classes that a label names; none where it is unknown."""
-    return tuple(number for number in ((label,) if isinstance(label, int) else label) if number >= 0)
 
 
 # ---------------------------------------------------------------- the videos and the network

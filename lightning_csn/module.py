@@ -27,7 +27,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 
 from lightning_csn.callbacks import UnreadableLog, read_unreadable
-from lightning_csn.clip import SCRATCH_CLIP, ClipSpec
+from lightning_csn.clip import SCRATCH_CLIP, ClipSpec, clip_values
 from lightning_csn.clip_module import ClipModule
 from lightning_csn.distillation import Teacher
 from lightning_csn.ema import EMA
@@ -235,7 +235,7 @@ class LitCSN(ClipModule):
             if num_classes is None:
                 raise InputError("how many classes? Pass num_classes or classes, or pretrained weights that have some")
             built = create_network(architecture or "ircsn_50", num_classes=num_classes, **options)
-            spec = SCRATCH_CLIP if clip is None else clip if isinstance(clip, ClipSpec) else ClipSpec.from_dict(clip)
+            spec = SCRATCH_CLIP if clip is None else ClipSpec.from_dict(clip_values(clip))
         else:
             load = load_exported if is_export(pretrained) else checkpoints.load
             loaded = load(pretrained, num_classes=num_classes, classes=classes, clip=clip, **options)

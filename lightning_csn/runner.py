@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from lightning_csn.clip import ClipSpec
+from lightning_csn.clip import ClipSpec, clip_values
 from lightning_csn.errors import InputError
 from lightning_csn.models.checkpoints import Checkpoint, Loaded
 from lightning_csn.models.pixels import colours, normalised
@@ -363,8 +363,7 @@ def load_exported(
         raise InputError(f"{path} is an exported file: its {record.num_classes} classes cannot be changed")
     if network_options:
         raise InputError(f"{path} is an exported file: its network has no options ({', '.join(network_options)})")
-    given = clip.to_dict() if isinstance(clip, ClipSpec) else dict(clip or {})
-    spec = ClipSpec.from_dict(given, base=network.runner.clip)
+    spec = ClipSpec.from_dict(clip_values(clip), base=network.runner.clip)
     for name in ("mean", "std"):
         if getattr(spec, name) != getattr(network.runner.clip, name):
             raise InputError(f"{path} is an exported file: its {name} {record.clip[name]} cannot be changed")

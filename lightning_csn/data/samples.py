@@ -8,8 +8,12 @@ Label = int | tuple[int, ...]  # the number of a class, -1 unknown; or the numbe
 
 
 def numbers_of(label: Label) -> tuple[int, ...]:
-    """The numbers of one label or of several."""
-    return (label,) if isinstance(label, int) else tuple(label)
+    """The numbers of the classes that a label names; none where it is unknown.
+
+    >>> numbers_of(2), numbers_of((0, 3)), numbers_of(-1)
+    ((2,), (0, 3), ())
+    """
+    return tuple(number for number in ((label,) if isinstance(label, int) else label) if number >= 0)
 
 
 class Part(NamedTuple):

@@ -31,7 +31,7 @@ from pathlib import Path
 from types import UnionType
 from typing import TYPE_CHECKING, Any, get_args, get_origin, get_type_hints
 
-from lightning_csn.clip import ClipSpec
+from lightning_csn.clip import ClipSpec, clip_values
 from lightning_csn.errors import InputError
 from lightning_csn.models.download import (
     HubFile,
@@ -351,7 +351,7 @@ def verify(source: str | Path, *, sha256: str | None = None) -> Verification:
 
 
 def _clip_values(given: Mapping[str, Any] | ClipSpec | None) -> dict[str, Any]:
-    values = given.to_dict() if isinstance(given, ClipSpec) else dict(given or {})
+    values = clip_values(given)
     if unknown := sorted(set(values) - set(CLIP_FIELDS)):
         raise InputError(f"clip has no {', '.join(unknown)}; there are: {', '.join(CLIP_FIELDS)}")
     return values
