@@ -31,17 +31,24 @@ from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder, expected_counts
 from lightning_csn.data.reading import READERS
-from lightning_csn.data.samples import Collection, Sample, numbers_of
+from lightning_csn.data.samples import (
+    FEW_CLASSES,
+    Collection,
+    Sample,
+    classes_without,
+    count_text,
+    mirror_map,
+    numbers_of,
+)
 from lightning_csn.data.shards import is_packed
 from lightning_csn.data.torchcodec_video import find_decoder
-from lightning_csn.data.transforms import CROPS, SCALE, num_views
+from lightning_csn.data.transforms import CROPS, SCALE, check_cut, num_views
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
 from lightning_csn.scores import videos_done
 
 _log = logging.getLogger(__name__)
 
 MOST_WORKERS = 8  # more of them wait for the disk, not for the processor
-_FEW_CLASSES = 20  # that a report names one by one
 STAGES = ("train", "val", "test", "predict")
 MOST_TOGETHER = 2**27  # bytes of a batch to predict, where a video is not larger by itself
 POLICIES = ("skip", "blank", "raise")  # for videos that cannot be read
@@ -172,13 +179,7 @@ class VideoDataModule(L.LightningDataModule):
         check_choice("test_crops", test_crops, CROPS)
         check_number("balance", balance, 0, 1)
         check_number("flip", flip, 0, 1)
-        pair = isinstance(scale, Sequence) and len(scale) == 2
-        if not (pair and all(isinstance(share, int | float) for share in scale) and 0 < scale[0] <= scale[1] <= 1):
-            raise InputError(f"scale is two shares of the area, above 0, up to 1, the smaller first; got {scale}")
-        if short_sides is not None and not (isinstance(short_sides, Sequence) and len(short_sides) == 2):
-            raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {short_sides}")
-        if short_sides is not None and not 1 <= short_sides[0] <= short_sides[1]:
-            raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {list(short_sides)}")
+        check_cut(scale, short_sides)
         check_choice("reader", reader, READERS)
         if reader == "torchcodec":
             find_decoder()  # here, and not in every worker
@@ -479,7 +480,7 @@ class VideoDataModule(L.LightningDataModule):
             _log.warning(
                 "val has no video of %d of the classes that train has, so that its figures say nothing of them: %s",
                 len(without),
-                ", ".join(without[:_FEW_CLASSES]) + (", ..." if len(without) > _FEW_CLASSES else ""),
+                ", ".join(without[:FEW_CLASSES]) + (", ..." if len(without) > FEW_CLASSES else ""),
             )
         if self.balance:
             counts = Counter({number: round(count) for number, count in enumerate(self.train_counts)})
@@ -610,51 +611,3 @@ def policies(on_unreadable: Mapping[str, str] | str) -> dict[str, str]:
         check_choice("a stage of on_unreadable", stage, STAGES)
         check_choice("on_unreadable", policy, POLICIES)
     return {stage: given.get(stage, "skip") for stage in STAGES}
-
-
-def mirror_map(pairs: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[int, int]:
-    """Number of a class -> number of its mirror image, from pairs of names.
-
-    >>> mirror_map([["left", "right"]], ["down", "left", "right"])
-    {1: 2, 2: 1}
-    """
-    numbers = {name: number for number, name in enumerate(classes)}
-    mirrored: dict[int, int] = {}
-    for pair in pairs:
-        if len(pair) != 2:
-            raise InputError(f"flip_classes are pairs of classes, got {list(pair)}")
-        for name in pair:
-            if name not in numbers:
-                raise InputError(f"flip_classes: {name!r} is none of the {len(classes)} classes")
-            if numbers[name] in mirrored:
-                raise InputError(f"flip_classes: {name!r} is in two pairs")
-        first, second = (numbers[name] for name in pair)
-        mirrored |= {first: second, second: first}
-    return mirrored
-
-
-def classes_without(samples: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> list[str]:
-    """Classes that have a video to train on and none to validate on; none where there is no validation.
-
-    >>> samples = {"train": [Sample("a.mp4", 0, 0), Sample("b.mp4", 1, 1)], "val": [Sample("c.mp4", 1, 0)]}
-    >>> classes_without(samples, ["run", "walk", "jump"])
-    ['run']
-    """
-    if "train" not in samples or "val" not in samples:
-        return []
-    train, val = (
-        {number for sample in samples[split] for number in numbers_of(sample.label)} for split in ("train", "val")
-    )
-    return [name for number, name in enumerate(classes) if number in train - val]
-
-
-def count_text(counts: Counter[Any], classes: Sequence[str]) -> str:
-    """How many videos of each class, one by one where the classes are few.
-
-    >>> count_text(Counter([0, 0, 1]), ["run", "walk", "jump"])
-    'run 2, walk 1, jump 0'
-    """
-    if len(classes) <= _FEW_CLASSES:
-        return ", ".join(f"{name} {counts[number]}" for number, name in enumerate(classes))
-    each = sorted(counts[number] for number in range(len(classes)))
-    return f"{len(classes)} classes, {each[0]} to {each[-1]} videos each, {each[len(each) // 2]} in the middle"

@@ -27,7 +27,8 @@ from lightning_csn.data import dataset
 from lightning_csn.data.index import Entry, IndexWriter, stamp_of
 from lightning_csn.data.order import EachVideoOnce, TrainOrder
 from lightning_csn.data.reading import open_video
-from lightning_csn.datamodule import VideoDataModule, count_text
+from lightning_csn.data.samples import count_text
+from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
 

@@ -1,8 +1,16 @@
-"""What a data set consists of: samples, each a video or a part of one with its label. Nothing here opens a file."""
+"""What a data set consists of: samples, each a video or a part of one with its label, and its classes. Nothing here
+opens a file.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from lightning_csn.errors import InputError
+
+FEW_CLASSES = 20  # that a report names one by one
 
 Label = int | tuple[int, ...]  # the number of a class, -1 unknown; or the numbers of several, ascending, maybe none
 
@@ -52,3 +60,51 @@ class Collection(NamedTuple):
     layout: str
     multi_label: bool = False
     missing: tuple[tuple[str, str], ...] = ()
+
+
+def mirror_map(pairs: Sequence[Sequence[str]], classes: Sequence[str]) -> dict[int, int]:
+    """Number of a class -> number of its mirror image, from pairs of names.
+
+    >>> mirror_map([["left", "right"]], ["down", "left", "right"])
+    {1: 2, 2: 1}
+    """
+    numbers = {name: number for number, name in enumerate(classes)}
+    mirrored: dict[int, int] = {}
+    for pair in pairs:
+        if len(pair) != 2:
+            raise InputError(f"flip_classes are pairs of classes, got {list(pair)}")
+        for name in pair:
+            if name not in numbers:
+                raise InputError(f"flip_classes: {name!r} is none of the {len(classes)} classes")
+            if numbers[name] in mirrored:
+                raise InputError(f"flip_classes: {name!r} is in two pairs")
+        first, second = (numbers[name] for name in pair)
+        mirrored |= {first: second, second: first}
+    return mirrored
+
+
+def classes_without(samples: Mapping[str, Sequence[Sample]], classes: Sequence[str]) -> list[str]:
+    """Classes that have a video to train on and none to validate on; none where there is no validation.
+
+    >>> samples = {"train": [Sample("a.mp4", 0, 0), Sample("b.mp4", 1, 1)], "val": [Sample("c.mp4", 1, 0)]}
+    >>> classes_without(samples, ["run", "walk", "jump"])
+    ['run']
+    """
+    if "train" not in samples or "val" not in samples:
+        return []
+    train, val = (
+        {number for sample in samples[split] for number in numbers_of(sample.label)} for split in ("train", "val")
+    )
+    return [name for number, name in enumerate(classes) if number in train - val]
+
+
+def count_text(counts: Counter[Any], classes: Sequence[str]) -> str:
+    """How many videos of each class, one by one where the classes are few.
+
+    >>> count_text(Counter([0, 0, 1]), ["run", "walk", "jump"])
+    'run 2, walk 1, jump 0'
+    """
+    if len(classes) <= FEW_CLASSES:
+        return ", ".join(f"{name} {counts[number]}" for number, name in enumerate(classes))
+    each = sorted(counts[number] for number in range(len(classes)))
+    return f"{len(classes)} classes, {each[0]} to {each[-1]} videos each, {each[len(each) // 2]} in the middle"

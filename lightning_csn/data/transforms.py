@@ -7,6 +7,7 @@ Random numbers come from torch alone, which Lightning seeds in every worker.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -85,6 +86,17 @@ class TrainTransform:
         side = max(1, round(self.crop * min(height, width) / short_side))  # of the square, in pixels of the picture
         top, left = (int(torch.randint(length - side + 1, ())) for length in (height, width))
         return F.resized_crop(frames, top, left, side, side, [self.crop, self.crop], antialias=True)
+
+
+def check_cut(scale: Sequence[float], short_sides: Sequence[int] | None) -> None:
+    """InputError for options of TrainTransform that are no two shares of an area, or numbers of pixels, in order."""
+    pair = isinstance(scale, Sequence) and len(scale) == 2
+    if not (pair and all(isinstance(share, int | float) for share in scale) and 0 < scale[0] <= scale[1] <= 1):
+        raise InputError(f"scale is two shares of the area, above 0, up to 1, the smaller first; got {scale}")
+    if short_sides is not None and not (isinstance(short_sides, Sequence) and len(short_sides) == 2):
+        raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {short_sides}")
+    if short_sides is not None and not 1 <= short_sides[0] <= short_sides[1]:
+        raise InputError(f"short_sides is two numbers of pixels, the smaller first; got {list(short_sides)}")
 
 
 def views(frames: Tensor, clip: ClipSpec, crops: int | str = 1) -> Tensor:
