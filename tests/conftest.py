@@ -224,8 +224,8 @@ def tiny_model(tiny_clip: dict[str, Any]) -> Callable[..., Any]:
 def tiny_batch(tiny_clip: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """A batch of noise for `tiny_model` with these labels, of one seed the same."""
 
-    def make(labels: Sequence[int] = (0, 1, 2, 3), seed: int = 0) -> dict[str, Any]:
-        size = (len(labels), 1, 3, tiny_clip["frames"], tiny_clip["crop"], tiny_clip["crop"])
+    def make(labels: Sequence[int] = (0, 1, 2, 3), seed: int = 0, views: int = 1) -> dict[str, Any]:
+        size = (len(labels), views, 3, tiny_clip["frames"], tiny_clip["crop"], tiny_clip["crop"])
         generator = torch.Generator().manual_seed(seed)
         return {
             "clips": torch.randint(256, size, generator=generator, dtype=torch.uint8),
