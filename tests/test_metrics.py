@@ -8,7 +8,7 @@ import torch
 from torchmetrics.functional.classification import multilabel_average_precision
 
 from lightning_csn.errors import InputError
-from lightning_csn.metrics import VideoScores, mean_of_views, mean_to_score, protocol_text
+from lightning_csn.metrics import EpochSums, VideoScores, mean_of_views, mean_to_score, protocol_text
 
 K = 7
 
@@ -229,3 +229,16 @@ def test_the_mean_of_no_videos_is_empty():
 def test_a_protocol_says_what_the_network_saw(crops, pooling, text):
     protocol = {"frames": 8, "short_side": 36, "test_crop": 32, "crops": crops, "head_pooling": pooling}
     assert protocol_text(protocol, "logits", "V") == text
+
+
+def test_sums_of_an_epoch_come_back_from_checkpoints_and_from_those_of_before_there_was_a_teacher():
+    sums = EpochSums([4.0, 1.0, 2.0, 6.0, 3.0])  # clips, unreadable, short, loss, right
+    sums.add(clips=4, unreadable=0, short=torch.tensor(1), loss=torch.tensor(2.0), right=1, distance=12.0)
+    assert EpochSums(sums.to_list()).figures(multi_label=False, taught=True) == {
+        "train_loss_epoch": 1.0,
+        "train_unreadable": 1.0,
+        "train_short": 3.0,
+        "train_top1": 0.5,
+        "train_distill": 1.5,
+    }
+    assert EpochSums().figures(multi_label=True, taught=False)["train_loss_epoch"] == 0
