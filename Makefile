@@ -1,10 +1,11 @@
 # make demo: from nothing to a tested network, with the answers on a picture.  make test: environment, lint, types, tests.
+# make gpu: what only an NVIDIA GPU can show, into gpu/: the tests that are skipped elsewhere, tuned kernels, speed.
 # PYTHON names the interpreter that the environment is made with (3.10 or newer); VENV where it lies.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types suite clean
+.PHONY: demo test lint types suite gpu clean
 
 demo: $(VENV)/ready
 	$(BIN)/python examples/demo.py
@@ -21,6 +22,18 @@ types: $(VENV)/ready-dev
 suite: $(VENV)/ready-dev
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
+NETWORK := --architecture ircsn_152 --clip 32x224x224 --batch 8 --precision bf16
+
+gpu: $(VENV)/ready-dev
+	mkdir -p gpu
+	$(BIN)/python -m pytest tests/test_depthwise.py tests/test_fused.py tests/test_training_speed.py tests/test_augment.py
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --tune --json > gpu/tuned.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --layers --json > gpu/layers.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend triton --json > gpu/kernels.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --json > gpu/fused.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --compile --json > gpu/fused_compiled.json
+	$(BIN)/lightning-csn benchmark infer $(NETWORK) --backend fused --json > gpu/infer.json
+
 $(BIN)/python:
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 10) and 'Python 3.10 or newer is needed, $(PYTHON) is ' + sys.version.split()[0] + '; name another one: make PYTHON=python3.12')"
 	$(PYTHON) -m venv $(VENV)
@@ -34,4 +47,4 @@ $(VENV)/ready-dev: $(BIN)/python pyproject.toml
 	touch $@ $(VENV)/ready
 
 clean:
-	rm -rf $(VENV) demo build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) demo gpu build dist .mypy_cache .pytest_cache .ruff_cache

@@ -12,7 +12,6 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks this small are slower on two; and for what tests start
 
-import av
 import numpy as np
 import pytest
 import torch
@@ -67,6 +66,8 @@ def write_video(
     options: dict[str, str],
     container_options: dict[str, str],
 ) -> None:
+    import av  # here, so that the tests of networks run where it is not installed
+
     with av.open(str(path), "w", format=container, options=container_options) as output:
         stream: Any = output.add_stream(codec, rate=rate, options=options)
         stream.height, stream.width = size

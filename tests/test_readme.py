@@ -77,6 +77,17 @@ def test_commands_that_need_the_internet_or_a_gpu_can_at_least_be_parsed(line, c
         assert make_parser().parse_args(words).run is COMMANDS[words[0]].run
 
 
+def test_what_make_gpu_runs_is_there():
+    done = subprocess.run(["make", "--dry-run", "gpu"], cwd=ROOT, capture_output=True, text=True, check=True)
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    (tests,) = ([word for word in line if word.startswith("tests/")] for line in lines if "pytest" in line)
+    assert all((ROOT / file).is_file() for file in tests)
+    benchmarks = [line[1 : line.index(">")] for line in lines if line[0].endswith("lightning-csn")]
+    assert len(benchmarks) == 6
+    for words in benchmarks:
+        assert make_parser().parse_args(words).run is COMMANDS["benchmark"].run
+
+
 def checkpoint_table() -> str:
     """The table of public checkpoints, as README has it."""
     lines = [
