@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import logging
 import multiprocessing
@@ -325,6 +326,9 @@ def test_unreadable_videos_become_gray_if_asked(damaged):
         colours = batch["clips"][batch["blank"]].flatten(3).transpose(0, 2).flatten(1)
         assert [set(colour.tolist()) for colour in colours] == [{51}, {102}, {153}]
         assert [number for number, _ in batch["unreadable"]] == [1]
+    model = Recorder()
+    trainer().fit(model, data(damaged, on_unreadable={"val": "blank"}, unreadable_limit=1))
+    assert [len(model.seen[stage][0]["videos"]) for stage in ("train", "val")] == [1, 2]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
@@ -665,6 +669,7 @@ def test_predict_takes_the_videos_of_all_lists(tmp_path, video_folder):
     test = write(tmp_path / "test.txt", "jumping/jumping_0.mp4 jumping\n")
     module = data(video_folder, test_list=test, train_list=train)
     assert [Path(sample.path).name for sample in module.predict_samples] == ["waving_0.mp4", "jumping_0.mp4"]
+    assert [(sample.label, sample.video) for sample in module.predict_samples] == [(-1, 0), (-1, 1)]
 
 
 def test_nothing_to_read_is_an_error(tmp_path):
@@ -678,19 +683,24 @@ def test_hyper_parameters_are_plain_and_make_the_same_module(split_folder):
     module = VideoDataModule(Path(split_folder), clip=CLIP, flip_classes=(("clapping", "waving"),), scale=(0.5, 1.0))
     plain = dict(module.hparams)
     assert json.loads(json.dumps(plain)) == plain
+    assert plain.keys() == inspect.signature(VideoDataModule).parameters.keys()
     again = VideoDataModule(**plain)
     assert dict(again.hparams) == plain
     assert pickle.loads(pickle.dumps(again.samples)) == module.samples
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine has processors
-@pytest.mark.parametrize(("processors", "workers"), [(1, 1), (2, 2), (6, 6), (64, 8)])
-def test_there_is_a_worker_for_each_processor(split_folder, monkeypatch, processors, workers):
+@pytest.mark.parametrize(("processors", "workers", "shared"), [(1, 1, 1), (2, 2, 1), (6, 6, 3), (64, 8, 8)])
+def test_there_is_a_worker_for_each_processor(split_folder, monkeypatch, processors, workers, shared):
+    """Which the processes of a machine share."""
     monkeypatch.setattr(datamodule, "usable_processors", lambda: processors)
-    loader = VideoDataModule(split_folder, clip=CLIP).test_dataloader()
+    module = VideoDataModule(split_folder, clip=CLIP)
+    loader = module.test_dataloader()
     assert loader.num_workers == workers
     assert loader.persistent_workers
     assert not loader.pin_memory
+    module.trainer = trainer(devices=2, strategy="ddp")
+    assert module.test_dataloader().num_workers == shared
 
 
 def test_workers_read_as_one_process_does(split_folder):
