@@ -339,6 +339,12 @@ def test_weights_trained_twice_started_once(record: Checkpoint) -> None:
     assert nameless.retrained(num_classes=2, classes=None).notes == []
 
 
+def test_figures_are_those_of_weights_before_they_were_trained_further(record: Checkpoint) -> None:
+    told = dataclasses.replace(record, accuracy={"top1": 82.6}, measured={"top1": 82.0}, trained_by="somebody")
+    once = told.retrained(num_classes=2, classes=None)
+    assert (once.accuracy, once.measured, once.trained_by, once.trained_on, once.files) == (None, None, None, None, [])
+
+
 def test_another_number_of_classes_is_a_new_head(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     loaded = load(folder, num_classes=400)
     head = loaded.network.head
@@ -489,6 +495,13 @@ def test_a_config_cannot_point_elsewhere(folder: Path) -> None:
         load(folder)
 
 
+def test_a_config_of_another_network_than_the_weights_is_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"architecture": "ipcsn_tiny"}))
+    with pytest.raises(InputError, match="architecture should be ipcsn_tiny, the tensors have ircsn_tiny"):
+        load(folder)
+
+
 @pytest.mark.parametrize(
     "text", ["not json", "[]", '{"model_type": "bert"}', '{"architecture": "a", "num_classes": 1, "files": [3]}']
 )
@@ -589,6 +602,7 @@ def test_verify_tells_what_it_found(folder: Path) -> None:
     assert found.parameters == sum(parameter.numel() for parameter in load_network(folder).parameters())
     assert verify(folder).logits == found.logits
     assert len(found.logits) == 3
+    assert not dataclasses.replace(found, published_sha256="0" * 64).ok
 
 
 def test_verify_sees_a_changed_file(folder: Path) -> None:
