@@ -181,8 +181,13 @@ def test_the_layout_comes_with_the_video_and_is_that_of_a_scan(packed):
 
 def test_without_a_note_or_with_another_one_the_video_is_scanned(tmp_path, packed):
     path = parse_member(read_packed(packed).samples["train"][0].path)
-    content = read_member(str(path))
-    for name, note in (("000000.json", b'{"layout": {"other": 1}}'), ("000001.json", b"{}"), ("000000.json", b"\xff")):
+    content, layout = read_member_and_layout(str(path))
+    another = json.dumps({"layout": layout.to_dict()}).encode()
+    for name, note in (
+        ("000000.json", b'{"layout": {"other": 1}}'),
+        ("000001.json", another),
+        ("000000.json", b"\xff"),
+    ):
         with tarfile.open(tmp_path / "a.tar", "w") as tar:
             for member, data in (("000000.mp4", content), (name, note)):
                 header = tarfile.TarInfo(member)
