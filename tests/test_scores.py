@@ -245,6 +245,14 @@ def test_nothing_is_written_half(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_networks_whose_tensors_have_the_same_bytes_are_told_apart():
+    one, other = (torch.nn.Linear(*sizes, bias=False) for sizes in ((2, 3), (3, 2)))
+    other.weight = torch.nn.Parameter(one.weight.detach().view(2, 3))
+    assert hash_weights(one) != hash_weights(other)
+    other.weight = one.weight
+    assert hash_weights(one) == hash_weights(other)
+
+
 def test_a_file_that_is_none_is_refused(tmp_path):
     (tmp_path / "a.npz").write_bytes(b"no")
     np.savez(tmp_path / "b.npz", logits=np.zeros(3))

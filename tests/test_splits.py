@@ -85,6 +85,10 @@ def test_several_labels_count_for_each():
     samples = [Sample(f"{video}.mp4", (0, 1) if video % 2 else (2,), 0) for video in range(20)]
     splits = split_samples(samples, val=0.2)
     assert Counter(sample.label for sample in splits["val"]) == {(0, 1): 2, (2,): 2}
+    rare = [Sample(f"{video}.mp4", (0, 1) if video < 5 else (0,), 0) for video in range(25)]
+    for seed in range(5):  # not only for the first
+        splits = split_samples(rare, val=0.2, seed=seed)
+        assert Counter(sample.label for sample in splits["val"]) == {(0, 1): 1, (0,): 4}
 
 
 def test_few_groups_reach_every_split_and_too_few_are_said(caplog):
