@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -269,3 +271,36 @@ def watch_rates() -> Callable[[], Any]:
 def states_equal() -> Callable[[dict[str, torch.Tensor], dict[str, torch.Tensor]], bool]:
     """Whether two state dicts hold the same, to the bit."""
     return lambda one, other: one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="session")
+def run_script() -> Callable[..., str]:
+    """Runs a script that may start further processes, as Lightning does, in a folder; gives what all of them said.
+
+    code: how it has to end. It leads a group of processes, so that one of them can kill them all.
+    """
+    import lightning_csn
+
+    outer = ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "PL_GLOBAL_SEED")
+    environment = {name: value for name, value in os.environ.items() if name not in outer}
+    environment["PYTHONPATH"] = str(Path(lightning_csn.__file__).parents[1])
+    if sys.platform == "linux":
+        environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the name of the machine may stand for
+
+    def run(folder: Path, script: str, *arguments: object, code: int = 0) -> str:
+        (folder / "script.py").write_text(script)
+        done = subprocess.run(
+            [sys.executable, "script.py", *map(str, arguments)],
+            cwd=folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=300,
+            start_new_session=True,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout
+        return done.stdout
+
+    return run

@@ -5,9 +5,6 @@ For each known trap there is a test that first shows the trap, in what is usuall
 
 import copy
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -564,25 +561,10 @@ with open(f"{folder}/{devices}-{rank}.json", "w") as file:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def runs(run_script, tmp_path_factory):
     """Results of process 0 and of process 1 of two, and of one by itself, and what the two had to say."""
     folder = tmp_path_factory.mktemp("synchronised")
-    (folder / "script.py").write_text(SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    started = [
-        subprocess.Popen(
-            [sys.executable, "script.py", str(folder), devices],
-            cwd=folder,
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for devices in ("2", "1")
-    ]
-    said = [process.communicate(timeout=300)[0] for process in started]
-    for process, text in zip(started, said, strict=True):
-        assert process.returncode == 0, text
+    said = [run_script(folder, SCRIPT, folder, devices) for devices in (2, 1)]
     return *(json.loads((folder / f"{name}.json").read_text()) for name in ("2-0", "2-1", "1-0")), said[0]
 
 

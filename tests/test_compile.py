@@ -1,11 +1,8 @@
 """LitCSN(compile=...): a compiled network learns what the network itself learns, and no file shows a trace of it."""
 
 import copy
-import os
 import pickle
 import shutil
-import subprocess
-import sys
 
 import lightning as L
 import pytest
@@ -222,13 +219,8 @@ for name, strategy in (("ddp", "ddp"), ("fsdp2", ShardedStrategy)):
 """
 
 
-def test_processes_that_compile_learn_what_others_learn(tmp_path):
-    (tmp_path / "train.py").write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
-    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [sys.executable, "train.py", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_processes_that_compile_learn_what_others_learn(run_script, tmp_path):
+    run_script(tmp_path, SCRIPT, tmp_path)
     for name in ("ddp", "fsdp2"):
         plain, compiled = (
             torch.load(tmp_path / f"{name}-{how}.ckpt", weights_only=True)["state_dict"] for how in (False, "eager")

@@ -7,10 +7,8 @@ import inspect
 import json
 import logging
 import multiprocessing
-import os
 import pickle
 import shutil
-import subprocess
 import sys
 import textwrap
 from pathlib import Path
@@ -723,7 +721,7 @@ def test_every_video_is_on_one_process(count, processes):
     assert all(0 <= number < count for share in shares[count:] for number in share)
 
 
-def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monkeypatch):
+def test_two_processes_share_the_videos(run_script, split_folder, tmp_path, make_video, monkeypatch):
     """The real thing: Lightning's DDP with gloo, on 9 videos, on one only, and going on with a run of one process."""
     make_video(tmp_path / "one" / "test" / "waving" / "a.mp4", frames=4, size=(16, 16))
     for split, broken in (("train", [2]), ("val", [1, 3])):
@@ -736,8 +734,8 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monk
     trainer(max_epochs=3).fit(whole, data(split_folder, batch_size=2))
     stop = Stop(4, tmp_path / "one.ckpt")
     trainer(max_epochs=3, callbacks=[stop]).fit(stopped, data(split_folder, batch_size=2))
-    script = tmp_path / "script.py"
-    script.write_text(
+    run_script(
+        tmp_path,
         textwrap.dedent(
             f"""
             import json, os, sys, torch
@@ -781,12 +779,8 @@ def test_two_processes_share_the_videos(split_folder, tmp_path, make_video, monk
             if __name__ == "__main__":
                 main()
             """
-        )
+        ),
     )
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("PL_", "LOCAL_RANK"))}
-    environment["PYTHONPATH"] = os.pathsep.join([str(Path(datamodule.__file__).parents[1])])
-    done = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
     first, second = (json.loads((tmp_path / f"seen{rank}.json").read_text()) for rank in (0, 1))
     assert (first["nine"]["test"], second["nine"]["test"]) == ([0, 2, 4, 6, 8], [1, 3, 5, 7])
     assert (first["nine"]["val"], second["nine"]["val"]) == ([0, 2, 4], [1, 3, 5])

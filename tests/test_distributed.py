@@ -1,10 +1,7 @@
 """Two processes give the numbers of one, to the last digit, and neither waits for the other for ever."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -261,20 +258,13 @@ def folder(tmp_path_factory, make_video):
 
 
 @pytest.fixture(scope="module")
-def results(folder):
+def results(run_script, folder):
     """Results of two processes (of rank 0 and of rank 1) and then of one, and what the two had to say."""
-    (folder / "script.py").write_text(SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    said = {}
-    for devices in (2, 1):
-        cases = map(json.dumps, (CASES, FILES, STOPPED))
-        command = [sys.executable, "script.py", str(folder), str(devices), *cases]
-        run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        killed = devices == 2
-        assert run.returncode == (-signal.SIGKILL if killed else 0), run.stdout + run.stderr
-        said[devices] = run.stdout + run.stderr
+    cases = list(map(json.dumps, (CASES, FILES, STOPPED)))
+    said = run_script(folder, SCRIPT, folder, 2, *cases, code=-signal.SIGKILL)
+    run_script(folder, SCRIPT, folder, 1, *cases)
     read = {name: json.loads((folder / f"{name}.json").read_text()) for name in ("2-0", "2-1", "1-0")}
-    return read["2-0"], read["2-1"], read["1-0"], said[2]
+    return read["2-0"], read["2-1"], read["1-0"], said
 
 
 @pytest.mark.parametrize("case", [*CASES, *FILES, "alone", "alone, several labels"])

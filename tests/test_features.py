@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 
 import lightning as L
 import numpy as np
@@ -253,15 +250,8 @@ extract_features(weights, data, out, accelerator="cpu", devices=2, strategy="ddp
 """
 
 
-def test_one_process_goes_on_where_two_were_killed(weights, video_folder, tmp_path):
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-    killed = subprocess.run(
-        [sys.executable, "script.py", weights, str(video_folder), "two.npz"],
-        **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120},
-        start_new_session=True,
-    )
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+def test_one_process_goes_on_where_two_were_killed(run_script, weights, video_folder, tmp_path):
+    run_script(tmp_path, SCRIPT, weights, video_folder, "two.npz", code=-signal.SIGKILL)
     assert len(list((tmp_path / "two.npz.parts").glob("*.jsonl"))) == 2
     watch = Stop()
     data = videos(video_folder, eval_batch_size=1)

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import signal
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import lightning as L
@@ -346,23 +343,14 @@ trainer.predict(model, data, return_predictions=False)
 """
 
 
-def test_two_processes_share_the_videos_also_after_they_were_killed(model, paths, tmp_path):
+def test_two_processes_share_the_videos_also_after_they_were_killed(run_script, model, paths, tmp_path):
     """Two processes are killed and two others do the rest: what one process writes that does it all."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
-
-    def run(out, stop):
-        return subprocess.run(
-            [sys.executable, "script.py", out, str(stop), *paths],
-            **{"cwd": tmp_path, "env": environment, "capture_output": True, "text": True, "timeout": 120},
-            start_new_session=True,
-        )
 
     def seen(out):
         return sorted(map(int, (tmp_path / f"{out}.seen").read_text().split()))
 
     predict(model, paths, tmp_path / "one.jsonl", batch_size=1)
-    assert run("two.jsonl", 3).returncode == -signal.SIGKILL
+    run_script(tmp_path, SCRIPT, "two.jsonl", 3, *paths, code=-signal.SIGKILL)
     left = [
         json.loads(line)
         for part in (tmp_path / "two.jsonl.parts").iterdir()
@@ -371,8 +359,7 @@ def test_two_processes_share_the_videos_also_after_they_were_killed(model, paths
     answered = {paths.index(record_key(record)[0]) for record in left if "error" not in record}
     assert len(answered) >= 2  # of the process that was at its fourth video, of which one cannot be read
     (tmp_path / "two.jsonl.seen").unlink()
-    done = run("two.jsonl", -1)
-    assert done.returncode == 0, done.stderr
+    run_script(tmp_path, SCRIPT, "two.jsonl", -1, *paths)
     assert seen("two.jsonl") == [number for number in range(11) if number not in answered]
     assert (tmp_path / "two.jsonl").read_text() == (tmp_path / "one.jsonl").read_text()
     assert not (tmp_path / "two.jsonl.parts").exists()

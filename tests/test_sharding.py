@@ -1,9 +1,6 @@
 """Training on two processes, whole or sharded, gives the loss curve of one process with the same global batch."""
 
 import json
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -133,16 +130,12 @@ with open(f"{folder}/{devices}-{rank}.json", "w") as file:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
+def results(run_script, tmp_path_factory):
     """Figures of one process and of two, which go on with each other's checkpoints."""
     folder = tmp_path_factory.mktemp("sharding")
-    (folder / "script.py").write_text(SCRIPT)
-    environment = {name: value for name, value in os.environ.items() if name not in ("MASTER_ADDR", "MASTER_PORT")}
     found = {}
     for devices in (2, 1):
-        command = [sys.executable, "script.py", str(folder), str(devices), json.dumps(CASES)]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+        run_script(folder, SCRIPT, folder, devices, json.dumps(CASES))
         found |= json.loads((folder / f"{devices}-0.json").read_text())
     return found
 

@@ -1,9 +1,5 @@
 """On two processes: class weights and a teacher teach what they teach on one, and averages have precise norms."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -67,23 +63,13 @@ for name, (options, callbacks) in CASES.items():
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(run_script, tiny_model, tmp_path_factory):
     """Of the checkpoints of the same training on one and on two processes, and the weights that each process has."""
     folder = tmp_path_factory.mktemp("processes")
-    clip = {"frames": 2, "step": 1, "fps": None, "short_side": 16, "crop": 16, "test_crop": 16}
-    torch.manual_seed(1)
-    classes = [str(label) for label in range(4)]
-    teacher = LitCSN("ircsn_tiny", classes=classes, clip=clip | {"mean": [0.5] * 3, "std": [0.2] * 3})
-    with torch.no_grad():
-        teacher.network.head.weight *= 30  # sure of what it says
+    teacher = tiny_model(seed=1, sure=30, classes=[str(label) for label in range(4)])
     teacher.eval().save_pretrained(folder / "teacher")
-    (folder / "train.py").write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
-    environment |= {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    for devices in ("1", "2"):
-        command = [sys.executable, "train.py", str(folder), devices]
-        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stdout + done.stderr
+    for devices in (1, 2):
+        run_script(folder, SCRIPT, folder, devices)
     return folder
 
 

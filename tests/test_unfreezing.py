@@ -2,9 +2,6 @@
 
 import copy
 import logging
-import os
-import subprocess
-import sys
 
 import lightning as L
 import pytest
@@ -294,25 +291,11 @@ if devices > 1:
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(run_script, tmp_path_factory):
     """The network's tensors after the same training on one and on two processes, as it is and with DDP left alone."""
     folder = tmp_path_factory.mktemp("processes")
-    (folder / "train.py").write_text(SCRIPT)
-    environment = {k: v for k, v in os.environ.items() if k not in ("LOCAL_RANK", "WORLD_SIZE", "NODE_RANK")}
-    runs = [
-        subprocess.Popen(
-            [sys.executable, "train.py", str(folder), devices],
-            cwd=folder,
-            env=environment | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for devices in ("1", "2")
-    ]
-    for run in runs:
-        output, _ = run.communicate(timeout=300)
-        assert run.returncode == 0, output
+    for devices in (1, 2):
+        run_script(folder, SCRIPT, folder, devices)
     return {path.stem: torch.load(path) for path in folder.glob("*.pt")}
 
 
