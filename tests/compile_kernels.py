@@ -46,13 +46,12 @@ class Compiler:
         signature, constants, attributes = {}, {}, {}
         for i, parameter in enumerate(self.kernel.params):
             value = arguments[parameter.name]
+            assert parameter.is_constexpr or not isinstance(value, float), f"{parameter.name} would be rounded to fp32"
             one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
             if parameter.is_constexpr or value is None or one:
                 signature[parameter.name], constants[(i,)] = "constexpr", value
             elif isinstance(value, torch.Tensor):
                 signature[parameter.name], attributes[(i,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
-            elif isinstance(value, float):
-                signature[parameter.name] = "fp32"
             else:
                 signature[parameter.name] = "i64" if abs(value) >= 2**31 else "i32"
                 if value % 16 == 0 and not parameter.do_not_specialize:

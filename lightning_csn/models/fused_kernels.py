@@ -110,9 +110,9 @@ def finish_statistics(
     weight_ptr,
     bias_ptr,
     norm_ptr,
-    eps,
     programs,
     C,
+    EPS: tl.constexpr,  # a number handed over at the launch would be one of 32 bits, for fp64 too
     ROWS: tl.constexpr,
     LANES: tl.constexpr,
     ACC: tl.constexpr,
@@ -122,7 +122,7 @@ def finish_statistics(
     channel_ok = channel < C
     total, mean, squares = merge_rows(partial_ptr, 0, programs, programs, C, channel, channel_ok, ROWS, LANES, ACC)
     variance = squares / tl.maximum(total, 1.0)
-    rstd = 1.0 / tl.sqrt(variance + eps)
+    rstd = 1.0 / tl.sqrt(variance + EPS)
     scale = rstd * tl.load(weight_ptr + channel, mask=channel_ok, other=0.0).to(ACC)
     shift = tl.load(bias_ptr + channel, mask=channel_ok, other=0.0).to(ACC) - mean * scale
     tl.store(norm_ptr + channel, mean, mask=channel_ok)

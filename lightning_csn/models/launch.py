@@ -361,7 +361,9 @@ def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
                 partial, merged_rows, programs=programs, share=share, **constants
             )
             partial, programs = merged_rows, shares
-        fused_kernels.finish_statistics[(blocks,)](partial, weight, bias, norm, eps, programs=programs, **constants)
+        fused_kernels.finish_statistics[(blocks,)](
+            partial, weight, bias, norm, programs=programs, EPS=eps, **constants
+        )
     return norm
 
 
