@@ -1,9 +1,10 @@
 """Compiles every kernel as a launch at CSN's shapes would, for compute capability 9.0, on any machine.
 
-Prints, for each kernel, its name, registers per thread, bytes of stack and local memory (spilled registers), and how
-many of its loads and stores move 2 bytes or less a thread; with --seconds what compiling took as well; with --count
-only their number. Run by test_depthwise.py in a process of its own, since the interpreter and the compiler exclude each
-other. `TRITON_ALWAYS_COMPILE=1 python tests/compile_kernels.py --seconds step` is what a cold first step compiles.
+Prints, for each kernel, its name, registers per thread, bytes of stack and local memory (spilled registers), how many
+of its loads and stores move 2 bytes or less a thread, and bytes of shared memory per program; with --seconds what
+compiling took as well; with --count only their number. Run by test_depthwise.py in a process of its own, since the
+interpreter and the compiler exclude each other. What a cold first step compiles:
+`TRITON_ALWAYS_COMPILE=1 python tests/compile_kernels.py --seconds step`.
 """
 
 import re
@@ -67,13 +68,16 @@ class Compiler:
 
 
 def usage(compiled):
-    """Registers, bytes of stack and of local memory, and narrow accesses of a compiled kernel."""
+    """Registers, bytes of stack and of local memory, narrow accesses and shared memory of a compiled kernel."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
         text = subprocess.run([CUOBJDUMP, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
     narrow = re.findall(r"(?:ld|st)\.global(?:\.(?!v\d)\w+)*\.b(?:8|16)\b", compiled.asm["ptx"])
-    return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")] + [len(narrow)]
+    return [int(re.search(rf"{name}:(\d+)", text)[1]) for name in ("REG", "STACK", "LOCAL")] + [
+        len(narrow),
+        compiled.metadata.shared,
+    ]
 
 
 def cpu_seconds():
@@ -148,6 +152,12 @@ def products(B, width, T, H, W):
         launch_product.normalised_sum_gradient(out, out, y, norm, expand, last, True, True)
 
 
+def product_fp32():
+    y, weight = tensor(8, 64, 32, 56, 56, dtype=torch.float32), torch.empty(256, 64, 1, 1, 1, device="meta")
+    with launch_product.form("own"):
+        launch_product.norm_product(y, torch.empty(5, 64, device="meta"), weight)
+
+
 KERNELS = {
     depthwise_kernels: ("convolve", "input_gradient", "weight_gradient"),
     fused_kernels: ("statistics", "shrink_statistics", "finish_statistics", "apply", "gradient_sums", "gradient"),
@@ -170,6 +180,7 @@ CASES = {
     "rest": rest,
     "products_stage1": lambda: products(8, 64, 32, 56, 56),
     "products_stage2": lambda: products(8, 128, 16, 28, 28),
+    "product_fp32": product_fp32,
     "step": lambda: step("fused"),
 }
 

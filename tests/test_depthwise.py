@@ -495,6 +495,11 @@ def test_measured_tiles_are_kept_and_used(tmp_path, monkeypatch):
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["depthwise_tiles.json"]
 
 
+SHARED = (
+    99 * 1024
+)  # bytes a program can have of compute capability 8.6, 8.9 and 12.0; of 9.0 it is more than twice that
+
+
 def compile_for_a_gpu(*arguments):
     """What compile_kernels.py prints: the interpreter forgives what the compiler does not, which needs no GPU."""
     script = Path(__file__).parent / "compile_kernels.py"
@@ -507,10 +512,13 @@ def compile_for_a_gpu(*arguments):
 
 
 def test_kernels_compile_for_a_gpu_without_spilling_registers_and_with_wide_accesses():
-    lines = compile_for_a_gpu("stage1", "stage2_first", "contiguous", "rest", "products_stage1")
+    lines = compile_for_a_gpu("stage1", "stage2_first", "contiguous", "rest", "products_stage1", "product_fp32")
     kernels = [line.split() for line in lines if not line.startswith("#")]
-    assert len(kernels) == 27
-    for i, (name, registers, stack, local, narrow) in enumerate(kernels):
+    assert len(kernels) == 28
+    for i, (name, registers, stack, local, narrow, shared) in enumerate(kernels):
+        assert int(shared) <= SHARED, name
+        if i == 27:  # in fp32 a product spills a few registers: it is the library's there, unless measured to be slower
+            continue
         assert (name, stack, local) == (name, "0", "0")
         assert int(registers) <= 255
         if i not in (5, 6):  # of the contiguous layout; else single elements are loaded of the 27 weights only

@@ -320,6 +320,47 @@ def test_products_of_several_tiles_are_those_of_the_plain_block(monkeypatch):
         torch.testing.assert_close(block(x), wanted)
 
 
+@pytest.fixture
+def switches():
+    """PyTorch's old and new switches of fp32 products, which complain of each other; as they were, afterwards."""
+    yield torch.backends.cuda.matmul
+    if hasattr(torch.backends, "fp32_precision"):  # of torch 2.9
+        torch.backends.cuda.matmul.fp32_precision = "none"
+    torch.set_float32_matmul_precision("highest")
+
+
+@pytest.mark.parametrize("switch", ["old", "new"])
+def test_products_are_rounded_where_pytorch_was_told_so_by_either_switch(switch, switches):
+    assert launch_product.inner(64, torch.float32)["PRECISION"] == "ieee"
+    if switch == "old":
+        torch.set_float32_matmul_precision("high")
+    elif hasattr(torch.backends, "fp32_precision"):
+        switches.fp32_precision = "tf32"
+    else:
+        pytest.skip("of torch 2.9")
+    assert launch_product.inner(64, torch.float32)["PRECISION"] == "tf32"
+    assert launch_product.inner(64, torch.bfloat16)["PRECISION"] == "ieee"
+
+
+def test_check_of_a_product_allows_for_what_pytorch_allowed(checks, switches, monkeypatch):
+    good = launch_product.product
+
+    def rounded(*args, **options):  # to ten bits of mantissa, as by the matrix units
+        result = good(*args, **options)
+        args[3].mul_(1 + 2**-11)
+        return result
+
+    monkeypatch.setattr(launch_product, "product", rounded)
+    x = torch.randn(1, 4, 2, 2, 2, device=DEVICE).contiguous(memory_format=CHANNELS_LAST)
+    norm, weight = torch.randn(5, 4, device=DEVICE), torch.randn(4, 4, 1, 1, 1, device=DEVICE)
+    with launch_product.form("own"):
+        with pytest.raises(RuntimeError, match=r"the product is off by 4\.9e-04"):
+            fused.norm_product(x, norm, weight)
+        switches.allow_tf32 = True
+        fused.norm_product(x, norm, weight)
+    assert {key[-1] for key, _ in checks if key[0] == "product"} == {"tf32"}
+
+
 KERNELS = {  # of fused blocks, by the module that launches them: name, and which argument of the launch is the result
     (launch, "statistics"): ("statistics", None),  # None for what it returns
     (launch, "finish"): ("finish", None),

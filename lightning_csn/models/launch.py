@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -361,9 +361,7 @@ def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
                 partial, merged_rows, programs=programs, share=share, **constants
             )
             partial, programs = merged_rows, shares
-        fused_kernels.finish_statistics[(blocks,)](
-            partial, weight, bias, norm, programs=programs, EPS=eps, **constants
-        )
+        fused_kernels.finish_statistics[(blocks,)](partial, weight, bias, norm, programs=programs, EPS=eps, **constants)
     return norm
 
 
@@ -411,7 +409,12 @@ Draw = Callable[..., Tensor]
 Pair = tuple[str, Tensor, Tensor]  # what it is, as found, as expected in fp64
 
 
-def check_once(key: tuple[Any, ...], device: torch.device, pairs: Callable[[Draw], Iterator[Pair]]) -> None:
+def check_once(
+    key: tuple[Any, ...],
+    device: torch.device,
+    pairs: Callable[[Draw], Iterator[Pair]],
+    tolerance: Mapping[torch.dtype, float] = TOLERANCE,
+) -> None:
     """Compare the names, results and definitions that `pairs` yields, once in a process for each key and device.
 
     Raises RuntimeError where they differ, and where the first use is inside the capture of a CUDA graph, in which
@@ -436,7 +439,7 @@ def check_once(key: tuple[Any, ...], device: torch.device, pairs: Callable[[Draw
     try:
         for name, found, expected in pairs(draw):
             off = ((found.double() - expected).abs().max() / expected.abs().max()).item()
-            if not off <= TOLERANCE[found.dtype]:  # nan is no agreement either
+            if not off <= tolerance[found.dtype]:  # nan is no agreement either
                 raise RuntimeError(
                     f"a kernel disagrees with its definition on {device}: the {name} is off by {off:.1e} of the largest"
                     f" value ({', '.join(map(str, key))}); set LIGHTNING_CSN_DEPTHWISE=reference to run nn.Conv3d, and"

@@ -97,13 +97,21 @@ def inner(size: int, dtype: torch.dtype) -> dict[str, Any]:
     """Steps of the loop of a product, and what it computes in."""
     accurate_type = tl.float64 if dtype == torch.float64 else tl.float32
     operands = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(dtype, accurate_type)
-    exactly = torch.get_float32_matmul_precision() == "highest"
     return {
-        "INNER": min(64, max(16, triton.next_power_of_2(size))),
+        "INNER": min(128 // dtype.itemsize, max(16, triton.next_power_of_2(size))),  # the same shared memory for all
         "ACC": accurate_type,
         "OPERANDS": accurate_type if launch.INTERPRETED else operands,  # the interpreter multiplies no bfloat16
-        "PRECISION": "ieee" if exactly else "tf32",
+        "PRECISION": "tf32" if rounds_to_tf32(dtype) else "ieee",
     }
+
+
+def rounds_to_tf32(dtype: torch.dtype) -> bool:
+    """Whether products of a type may be made of operands with ten bits of mantissa, as PyTorch was told."""
+    if dtype != torch.float32:
+        return False
+    switches = torch.backends.cuda.matmul  # the older switch of the two raises where a program used the newer one
+    precision = getattr(switches, "fp32_precision", None)  # of torch 2.9
+    return bool(switches.allow_tf32) if precision is None else precision == "tf32"
 
 
 def product(x: Tensor, norm: Tensor | None, weight: Tensor, out: Tensor | None, *, statistics: bool) -> Tensor | None:
@@ -361,4 +369,8 @@ def check_product(kernel: str, x: Tensor, weight: Tensor, *options: bool) -> Non
         else:
             yield kernel, weight_gradient(grad, y, norm), matrix(grad.double()).t() @ matrix(made.double())
 
-    launch.check_once((kernel, x.dtype, k, n, *options), x.device, pairs)
+    key: tuple[Any, ...] = (kernel, x.dtype, k, n, *options)
+    if rounds_to_tf32(x.dtype):
+        launch.check_once((*key, "tf32"), x.device, pairs, {x.dtype: launch.TOLERANCE[torch.float16]})
+    else:
+        launch.check_once(key, x.device, pairs)
