@@ -56,8 +56,8 @@ FORWARD = (
 BACKWARD = (
     Pass("activation and expand, again", 0, 2 + 5, 0),
     Pass("last ReLU", 12, 0, 0),
-    Pass("last BatchNorm: sums", 8, 16, 1 + 8),  # ours through the ReLU, whose gradient is written for the shortcut ...
-    Pass("last BatchNorm: gradient", 12, 12, 1 + 16),  # ... there or here
+    Pass("last BatchNorm: sums", 8, 16, 1 + 12),  # ours through the ReLU, whose gradient is written for the shortcut
+    Pass("last BatchNorm: gradient", 12, 12, 1 + 8),
     Pass("1x1x1 expand, both gradients", 5 + 5, 5 + 5, 5 + 6),
     Pass("BatchNorm and ReLU of the depthwise: sums", 3 + 2, 2, 0),
     Pass("BatchNorm and ReLU of the depthwise: gradient", 3, 3, 3),

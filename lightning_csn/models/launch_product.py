@@ -172,10 +172,12 @@ def sum_gradient(
     masked, grad_y = torch.empty_like(grad), torch.empty_like(grad)
     partial = x.new_empty((triton.cdiv(arguments["P"], ROWS), 2, weight.shape[0]), dtype=accurate(x))
     with torch.cuda.device_of(x):
-        product_kernels.sum_gradient_sums[grid](x, norm, weight, last_norm, grad, out, partial, NORM=True, **arguments)
+        product_kernels.sum_gradient_sums[grid](
+            x, norm, weight, last_norm, grad, out, masked, partial, NORM=True, **arguments
+        )
         sums = partial.sum(0)
         product_kernels.sum_gradient[grid](
-            x, norm, weight, last_norm, sums, grad, out, masked, grad_y, NORM=True, BATCH=batch, **arguments
+            x, norm, weight, last_norm, sums, masked, grad_y, NORM=True, BATCH=batch, **arguments
         )
     return grad_y, sums, masked
 

@@ -159,6 +159,7 @@ def sum_gradient_sums(
     last_norm_ptr,
     grad_ptr,
     out_ptr,
+    masked_ptr,
     partial_ptr,
     P,
     K,
@@ -173,16 +174,19 @@ def sum_gradient_sums(
     OPERANDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """Sums over places of the gradient before the ReLU of `product_sum`, and of its product with what last_norm made.
+    """The gradient before the ReLU of `product_sum`, and its sums: over places, and of it times what last_norm made.
 
-    grad: of out, the result of `product_sum`.
+    grad: of out, the result of `product_sum`. masked: the result, which the shortcut needs, and `sum_gradient`,
+    for which it is one tensor to read in place of two.
     """
     y, first, place, ok, column, column_ok = multiply(
         x_ptr, norm_ptr, weight_ptr, P, K, N, weight_n, weight_k, NORM, ROWS, COLUMNS, INNER, ACC, OPERANDS, PRECISION
     )
     start = first * N  # added to the pointers, so that the tile's own places stay numbers of 32 bits
-    grad = tl.load(grad_ptr + start + place, mask=ok, other=0.0).to(ACC)
+    grad = tl.load(grad_ptr + start + place, mask=ok, other=0.0)
     grad = tl.where(tl.load(out_ptr + start + place, mask=ok, other=0.0).to(ACC) <= 0, 0.0, grad)
+    tl.store(masked_ptr + start + place, grad, mask=ok)
+    grad = grad.to(ACC)
     mean = load_row(last_norm_ptr, 0, N, column, column_ok)
     rstd = load_row(last_norm_ptr, 2, N, column, column_ok)
     centred = tl.where(ok, (y - mean) * rstd, 0.0)
@@ -196,8 +200,6 @@ def sum_gradient(
     weight_ptr,
     last_norm_ptr,
     sums_ptr,
-    grad_ptr,
-    out_ptr,
     masked_ptr,
     grad_y_ptr,
     P,
@@ -214,15 +216,13 @@ def sum_gradient(
     OPERANDS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """The gradients before the ReLU of `product_sum`, for the shortcut, and of the product before last_norm."""
+    """The gradient of the product before last_norm, from that before the ReLU of `product_sum`."""
     y, first, place, ok, column, column_ok = multiply(
         x_ptr, norm_ptr, weight_ptr, P, K, N, weight_n, weight_k, NORM, ROWS, COLUMNS, INNER, ACC, OPERANDS, PRECISION
     )
     start = first * N  # added to the pointers, so that the tile's own places stay numbers of 32 bits
-    grad = tl.load(grad_ptr + start + place, mask=ok, other=0.0)
-    grad = tl.where(tl.load(out_ptr + start + place, mask=ok, other=0.0).to(ACC) <= 0, 0.0, grad)
-    tl.store(masked_ptr + start + place, grad, mask=ok)
-    grad = through_norm(grad.to(ACC), y, last_norm_ptr, sums_ptr, P, N, column, column_ok, BATCH)
+    grad = tl.load(masked_ptr + start + place, mask=ok, other=0.0).to(ACC)
+    grad = through_norm(grad, y, last_norm_ptr, sums_ptr, P, N, column, column_ok, BATCH)
     tl.store(grad_y_ptr + start + place, grad.to(grad_y_ptr.dtype.element_ty), mask=ok)
 
 
