@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_csn.models import depthwise, fused
@@ -290,6 +292,33 @@ def test_compiled_block_is_one_graph_and_gives_the_same(products):
     torch.testing.assert_close(leaf.grad, wanted["x"])
     for name, buffer in copied.named_buffers():
         torch.testing.assert_close(buffer, wanted[name])
+
+
+@pytest.mark.parametrize(("case", "whole"), [("ir", 0), ("ir, stride", 1)])
+def test_gradients_of_both_branches_meet_without_a_pass_of_their_own(case, whole):
+    # neither as a new tensor, nor as zeros around the places of a stride
+    block = make_block(**CASES[case])
+    x, grad = inputs(block, CASES[case].get("width_in", 8))
+    sizes = []
+
+    class Written(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            out = function(*args, **kwargs or {})
+            if function.namespace == "aten":
+                given, made = (
+                    {each.untyped_storage().data_ptr(): each for each in tree_leaves(some) if torch.is_tensor(each)}
+                    for some in ((args, kwargs), out)
+                )
+                sizes.extend(tensor.numel() for place, tensor in made.items() if place not in given)
+            return out
+
+    leaf = x.contiguous(memory_format=CHANNELS_LAST).requires_grad_()
+    with depthwise_backend("fused"):
+        out = block(leaf)
+        grad = grad.contiguous(memory_format=CHANNELS_LAST)
+        with Written():
+            torch.autograd.grad(out, leaf, grad)
+    assert sizes.count(x.numel()) == whole
 
 
 @pytest.mark.parametrize("case", ["ir, stride", "ip"])

@@ -408,12 +408,18 @@ class Fork(torch.autograd.Function):
     """The first product, its normalisation, and x itself for the shortcut, whose gradient joins in the way back."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, following: Norm, gather: bool) -> tuple[Tensor, Tensor, Tensor]:
-        """(product, normalisation, x). The normalisation is the product's own if it is to `gather` one, else zeros."""
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, following: Norm, gather: bool, steps: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(product, normalisation, x). The normalisation is the product's own if it is to `gather` one, else zeros.
+
+        steps: of the shortcut in T, H and W; x comes out with the places that it takes.
+        """
         ctx.save_for_backward(x, weight)
+        ctx.steps = steps
         y, norm = _product(x, None, weight, following, gather)
         ctx.mark_non_differentiable(norm)
-        return y, norm, x.view_as(x)
+        return y, norm, _every(x, steps)
 
     @staticmethod
     @once
@@ -423,11 +429,20 @@ class Fork(torch.autograd.Function):
         rows = matrix(dense(grad))
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            total = torch.addmm(matrix(dense(skipped)), rows, weight.flatten(1))
-            grad_x = total.view(x.shape[0], *x.shape[2:], -1).permute(0, 4, 1, 2, 3)
+            if skipped.shape == x.shape:  # into the shortcut's, which nobody else holds; to a new tensor it was copied
+                grad_x = dense(skipped)
+                torch.addmm(matrix(grad_x), rows, weight.flatten(1), out=matrix(grad_x))
+            else:
+                grad_x = library_product(dense(grad), weight.transpose(0, 1))
+                _every(grad_x, ctx.steps).add_(skipped)
         if ctx.needs_input_grad[1]:
             grad_weight = (rows.t() @ matrix(x)).view_as(weight)
-        return grad_x, grad_weight, None, None
+        return grad_x, grad_weight, None, None, None
+
+
+def _every(x: Tensor, steps: Sequence[int]) -> Tensor:
+    step_t, step_h, step_w = steps
+    return x[:, :, ::step_t, ::step_h, ::step_w]
 
 
 def _product(x: Tensor, norm: Tensor | None, weight: Tensor, following: Norm, gather: bool) -> tuple[Tensor, Tensor]:
@@ -675,7 +690,8 @@ def bottleneck(block: Any, x: Tensor) -> Tensor:
     reduce, convolve, expand = block.reduce, block.convolve, block.expand
     stride = convolve.conv.stride
     last, relu = reduce.norm, True
-    y, norm, x = Fork.apply(x, reduce.conv.weight.to(dtype), last, by_batch(last))
+    steps = (1, 1, 1) if isinstance(block.shortcut, nn.Identity) else block.shortcut.conv.stride
+    y, norm, x = Fork.apply(x, reduce.conv.weight.to(dtype), last, by_batch(last), steps)
     norm = take_part(last, norm, y)
     if not isinstance(block.interact, nn.Identity):
         weight, following = block.interact.conv.weight.to(dtype), block.interact.norm
@@ -718,9 +734,8 @@ def bottleneck(block: Any, x: Tensor) -> Tensor:
 
 
 def shortcut(block: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-    """What is added at the end, and its normalisation if it has one."""
+    """What is added at the end, and its normalisation if it has one. x: the places that the shortcut takes."""
     if isinstance(block.shortcut, nn.Identity):
         return x, None
-    step_t, step_h, step_w = block.shortcut.conv.stride
-    other = library_product(x[:, :, ::step_t, ::step_h, ::step_w], block.shortcut.conv.weight.to(dtype))
+    other = library_product(x, block.shortcut.conv.weight.to(dtype))
     return other, norm_of(block.shortcut.norm, other)
