@@ -75,6 +75,7 @@ class Problem:
         return rows, triton.cdiv(self.C if self.channels_last else self.W, self.lanes)
 
 
+@cache  # it costs as much as a launch
 def default_tile(problem: Problem, multiprocessors: int) -> Tile:
     """A tile by rule, without measuring: strips that fill the line, and enough programs for every multiprocessor.
 
@@ -112,8 +113,14 @@ def candidate_tiles(problem: Problem, multiprocessors: int) -> Iterator[Tile]:
 
 def tile_for(problem: Problem, device: torch.device) -> Tile:
     """The tile that `tune` found on this kind of GPU, or else the default one: the first step never measures."""
-    found = measured(cache_path(TILES)).get(cache_key(problem, device))
+    found = chosen(TILES, problem, device)
     return Tile(**found) if found else default_tile(problem, processors(device))
+
+
+def chosen(file: str, problem: Any, device: torch.device) -> Any:
+    """What `keep` wrote to a file for a problem on this kind of GPU; None for nothing."""
+    found = measured(cache_path(file))
+    return found.get(cache_key(problem, device)) if found else None  # each launch asks: no key for an empty file
 
 
 @cache
@@ -124,9 +131,12 @@ def processors(device: torch.device) -> int:
 
 def cache_path(file: str) -> Path:
     """Where measured choices are kept: LIGHTNING_CSN_CACHE, or lightning_csn in the user's cache folder."""
-    folder = os.environ.get("LIGHTNING_CSN_CACHE")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return (Path(folder) if folder else home / "lightning_csn") / file
+    return _path(os.environ.get("LIGHTNING_CSN_CACHE"), os.environ.get("XDG_CACHE_HOME"), file)
+
+
+@cache
+def _path(folder: str | None, caches: str | None, file: str) -> Path:
+    return (Path(folder) if folder else Path(caches or Path.home() / ".cache") / "lightning_csn") / file
 
 
 def cache_key(problem: Any, device: torch.device) -> str:

@@ -35,13 +35,13 @@ def takes_in(x: Tensor, weight: Tensor) -> bool:
     """
     if _form is not None:
         return _form == "own"
-    found = launch.measured(launch.cache_path(PRODUCTS)).get(product_key(x, weight))
+    found = launch.chosen(PRODUCTS, product_of(x, weight), x.device)
     return memory_bound(weight.shape[1], weight.shape[0], x.element_size()) if found is None else found == "own"
 
 
-def product_key(x: Tensor, weight: Tensor) -> str:
+def product_of(x: Tensor, weight: Tensor) -> str:
     """What a measured form holds for."""
-    return launch.cache_key(f"product {weight.shape[1]} to {weight.shape[0]}, {x.dtype}", x.device)
+    return f"product {weight.shape[1]} to {weight.shape[0]}, {x.dtype}"
 
 
 @contextmanager
@@ -67,7 +67,8 @@ def tune(
     for name in ("own", "library") if counted else ("library", "own"):
         with form(name):
             times[name] = measure(steps)
-    launch.keep(launch.cache_path(PRODUCTS), product_key(x, weight), min(times, key=lambda name: times[name]))
+    key = launch.cache_key(product_of(x, weight), x.device)
+    launch.keep(launch.cache_path(PRODUCTS), key, min(times, key=lambda name: times[name]))
     return times
 
 
@@ -116,7 +117,7 @@ def rounds_to_tf32(dtype: torch.dtype) -> bool:
 
 def product(x: Tensor, norm: Tensor | None, weight: Tensor, out: Tensor | None, *, statistics: bool) -> Tensor | None:
     """Fill `out`, unless it is None, and return the partial statistics (3, programs, N) if they are asked for."""
-    check_product("product", x, weight, norm is not None, out is not None, statistics)
+    check_product("product", x, weight.shape[0], norm is not None, out is not None, statistics)
     grid, arguments = cut(x, weight)
     partial = None
     if statistics:
@@ -146,7 +147,7 @@ def product_sum(
     out: Tensor,
 ) -> None:
     """Fill `out` with relu(last_norm(product) + other), or + other_norm(other)."""
-    check_product("product sum", x, weight, norm is not None, other_norm is not None)
+    check_product("product sum", x, weight.shape[0], norm is not None, other_norm is not None)
     grid, arguments = cut(x, weight)
     with torch.cuda.device_of(x):
         product_kernels.product_sum[grid](
@@ -167,7 +168,7 @@ def sum_gradient(
     grad: Tensor, out: Tensor, x: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, *, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the product, of last_norm's bias and weight as (2, N), and of other, from that of `out`."""
-    check_product("sum gradient", x, weight, batch)
+    check_product("sum gradient", x, weight.shape[0], batch)
     grid, arguments = cut(x, weight)
     masked, grad_y = torch.empty_like(grad), torch.empty_like(grad)
     partial = x.new_empty((triton.cdiv(arguments["P"], ROWS), 2, weight.shape[0]), dtype=accurate(x))
@@ -184,7 +185,7 @@ def sum_gradient(
 
 def input_gradient(grad: Tensor, weight: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of norm(y), and of norm's bias and weight as (2, K), from that of the product of relu(norm(y))."""
-    check_product("product input gradient", y, weight)
+    check_product("product input gradient", y, weight.shape[0])
     grid, arguments = cut(grad, weight.transpose(0, 1))
     out = torch.empty_like(y)
     partial = y.new_empty((triton.cdiv(arguments["P"], ROWS), 2, y.shape[1]), dtype=accurate(y))
@@ -196,7 +197,7 @@ def input_gradient(grad: Tensor, weight: Tensor, y: Tensor, norm: Tensor) -> tup
 def weight_gradient(grad: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     """The gradient (N, K) of the product's weight, fp32 (fp64 of fp64); relu(norm(y)) is made where y is loaded."""
     n, k = grad.shape[1], y.shape[1]
-    check_product("product weight gradient", y, grad.new_empty(n, k))
+    check_product("product weight gradient", y, n)
     rows, columns = (min(128, max(16, triton.next_power_of_2(size))) for size in (n, k))
     places = y.numel() // k
     blocks = triton.cdiv(n, rows), triton.cdiv(k, columns)
@@ -331,9 +332,9 @@ def activation(y: Tensor, norm: Tensor) -> Tensor:
 # Each kernel is held against its definition once: launch.check_once.
 
 
-def check_product(kernel: str, x: Tensor, weight: Tensor, *options: bool) -> None:
-    """Check a kernel for a product of as many channels and of the same kind as the one to come."""
-    n, k = weight.shape[:2]
+def check_product(kernel: str, x: Tensor, n: int, *options: bool) -> None:
+    """Check a kernel for a product of x with n channels, of the same kind as the one to come."""
+    k = x.shape[1]
 
     def pairs(draw: Draw) -> Iterator[Pair]:
         y, other, grad = draw((2, k, 3, 5, 7), x.dtype), draw((2, n, 3, 5, 7), x.dtype), draw((2, n, 3, 5, 7), x.dtype)
