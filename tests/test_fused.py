@@ -294,6 +294,33 @@ def test_compiled_block_is_one_graph_and_gives_the_same(products):
         torch.testing.assert_close(buffer, wanted[name])
 
 
+def test_operators_keep_the_rules_of_operators():
+    torch.use_deterministic_algorithms(False)  # checks fake tensors, which hold nothing to be filled
+    y, wide = (torch.randn(1, n, 1, 2, 1, device=DEVICE).contiguous(memory_format=CHANNELS_LAST) for n in (3, 5))
+    norm, last = (torch.rand(5, n, device=DEVICE) for n in (3, 5))
+    weight, taps = torch.randn(5, 3, 1, 1, 1, device=DEVICE), torch.randn(3, 1, 3, 3, 3, device=DEVICE)
+    inner, outer = (norm[0], norm[1], 1e-3), (last[0], last[1], 1e-3)
+    steps = (
+        (fused.batch_norm_of, (y, *inner)),
+        (fused.norm_depthwise, (y, norm, True, taps, [2, 2, 2], norm)),
+        (fused.norm_depthwise_statistics, (y, norm, True, taps, [1, 2, 2], *inner)),
+        (fused.norm_depthwise_weight_gradient, (y, y, norm, True, [1, 1, 1])),
+        (fused.norm_gradient, (y, y, norm, True, True)),
+    )
+    of_products = (
+        (fused.product_statistics, (y, None, weight, *outer)),
+        (fused.norm_product, (y, norm, weight)),
+        (fused.product_sum, (y, norm, weight, last, wide, last)),
+        (fused.product_statistics_sum, (y, norm, weight, *outer, wide, None)),
+        (fused.norm_product_gradient, (wide, y, norm, weight, True)),
+        (fused.product_sum_gradient, (wide, wide, y, norm, weight, last, True, True)),
+    )
+    for form, operators in (("library", of_products), ("own", (*of_products, *steps))):
+        for operator, arguments in operators:
+            with depthwise_backend("fused"), launch_product.form(form):
+                torch.library.opcheck(operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
 @pytest.mark.parametrize(("case", "whole"), [("ir", 0), ("ir, stride", 1)])
 def test_gradients_of_both_branches_meet_without_a_pass_of_their_own(case, whole):
     # neither as a new tensor, nor as zeros around the places of a stride
@@ -500,6 +527,57 @@ def test_traffic_is_what_was_counted_by_hand():
     assert fused.total(fused.BACKWARD) == (84, 73, 59)
     assert fused.total(fused.INFERENCE) == (48, 24, 16)
     assert fused.STORED[1:] == (12, 6, 6)
+
+
+@pytest.fixture
+def moved(monkeypatch):
+    """Elements of activations that each launch reads and writes, each once, as the interpreter sees it."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    builder, launches = interpreter.InterpreterBuilder, []
+    load, store, run = builder.create_masked_load, builder.create_masked_store, interpreter.GridExecutor.__call__
+    seen = {"read": set(), "written": set()}
+
+    def note(kind, pointers, mask):
+        seen[kind].update(pointers.data[mask.data].tolist())
+
+    def executed(self, *args, **options):
+        for places in seen.values():
+            places.clear()
+        run(self, *args, **options)
+        tensors = {each.data_ptr(): each for each in args if torch.is_tensor(each) and each.ndim == 5}
+        launches.append(
+            sum(
+                start <= place < start + tensor.nbytes
+                for start, tensor in tensors.items()
+                if tensor.shape[2:].numel() not in (1, 27)  # the weights
+                for places in seen.values()
+                for place in places
+            )
+        )
+
+    monkeypatch.setattr(builder, "create_masked_load", lambda self, *a: note("read", *a[:2]) or load(self, *a))
+    monkeypatch.setattr(builder, "create_masked_store", lambda self, *a: note("written", a[0], a[2]) or store(self, *a))
+    monkeypatch.setattr(interpreter.GridExecutor, "__call__", executed)
+    return launches
+
+
+@pytest.mark.skipif(DEVICE != "cpu", reason="counted by the interpreter")
+def test_kernels_move_what_was_counted(moved, products):
+    block = make_block(width_in=16, width=4)
+    x, grad = inputs(block, 16)
+    own = products == "own"
+    with depthwise_backend("fused"):
+        out = block(x.contiguous(memory_format=CHANNELS_LAST).requires_grad_())
+        forward, unit = sum(moved), x.numel() // 4  # w P
+        out.backward(grad.contiguous(memory_format=CHANNELS_LAST))
+        backward = sum(moved) - forward
+        with torch.no_grad():
+            block.eval()(x)
+        inference = sum(moved) - forward - backward
+    # the library's products are no launches of ours: reduce and expand; expand again, and the gradients of both
+    assert forward / unit == fused.total(fused.FORWARD)[1 + own] - (0 if own else 5 + 5)
+    assert backward / unit == fused.total(fused.BACKWARD)[1 + own] - (5 + 9 if own else 5 + 5 + 5 + 5 + 9)
+    assert inference / unit == fused.total(fused.INFERENCE)[1 + own] - (5 if own else 5 + 5)
 
 
 def test_what_is_kept_for_the_way_back_is_what_was_counted():
