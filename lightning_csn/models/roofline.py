@@ -109,7 +109,8 @@ def traffic(architecture: str, clip: Sequence[int] = CLIP, **options: Any) -> Tr
             total += Traffic(passes, passes, 2 * before if own_inside else passes, 2 * before)
         if not isinstance(block.shortcut, nn.Identity):
             projection = x.shape[1] * places_out + 4 * after
-            statistics = projection + 4 * after
+            copied = 2 * x.shape[1] * places_out if places_out < places else 0  # the places of a stride, side by side
+            statistics = projection + copied + 4 * after
             total += Traffic(projection + 12 * after, statistics, statistics, projection)
     return total
 
