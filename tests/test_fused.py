@@ -172,10 +172,16 @@ def test_frozen_norms_train_fused_as_in_the_plain_block_and_stay(what, parts, fu
 def test_statistics_are_accurate_far_from_zero():
     # fp32 sums of squares would lose everything: the mean is 1000 standard deviations away
     y = (1000 + torch.randn(2, 3, 4, 5, 6, device=DEVICE)).contiguous(memory_format=CHANNELS_LAST)
-    norm = fused.batch_norm_of(y, torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE), 1e-3)
+    parameters = torch.ones(3, device=DEVICE), torch.zeros(3, device=DEVICE), 1e-3
+    with launch_product.form("own"):
+        product, of_product = fused.product_statistics(
+            y, None, torch.eye(3, device=DEVICE).view(3, 3, 1, 1, 1), *parameters
+        )
+    assert torch.equal(product, y)
     exact = y.double()
-    torch.testing.assert_close(norm[0].double(), exact.mean((0, 2, 3, 4)), rtol=1e-6, atol=0)
-    torch.testing.assert_close(norm[1].double(), exact.var((0, 2, 3, 4), correction=0), rtol=1e-5, atol=0)
+    for norm, rounding in ((fused.batch_norm_of(y, *parameters), 1e-5), (of_product, 1e-3)):  # one program, and two
+        torch.testing.assert_close(norm[0].double(), exact.mean((0, 2, 3, 4)), rtol=1e-6, atol=0)
+        torch.testing.assert_close(norm[1].double(), exact.var((0, 2, 3, 4), correction=0), rtol=rounding, atol=0)
 
 
 def test_partial_statistics_of_many_programs_are_merged_by_many_programs(monkeypatch):

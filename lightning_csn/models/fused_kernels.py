@@ -243,8 +243,9 @@ def through_norm(grad, y, norm_ptr, sums_ptr, P, C, channel, channel_ok, BATCH: 
     if BATCH:
         mean = load_row(norm_ptr, 0, C, channel, channel_ok)
         rstd = load_row(norm_ptr, 2, C, channel, channel_ok)
-        grad -= load_row(sums_ptr, 0, C, channel, channel_ok) / P
-        grad -= (y - mean) * rstd * (load_row(sums_ptr, 1, C, channel, channel_ok) / P)
+        share = 1.0 / P.to(grad.dtype)  # one division, not two for each channel
+        grad -= load_row(sums_ptr, 0, C, channel, channel_ok) * share
+        grad -= (y - mean) * rstd * (load_row(sums_ptr, 1, C, channel, channel_ok) * share)
     return grad * load_row(norm_ptr, 3, C, channel, channel_ok)
 
 
