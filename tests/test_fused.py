@@ -404,6 +404,13 @@ def test_products_are_rounded_where_pytorch_was_told_so_by_either_switch(switch,
     assert launch_product.inner(64, torch.bfloat16)["PRECISION"] == "ieee"
 
 
+@pytest.mark.parametrize(("version", "limited"), [(None, True), ("6.4", False)])
+def test_registers_are_limited_where_the_compiler_knows_how(version, limited, monkeypatch):
+    monkeypatch.setattr(torch.version, "hip", version)
+    x = torch.empty(1, 4, 2, 2, 2).contiguous(memory_format=CHANNELS_LAST)
+    assert ("maxnreg" in launch_product.cut(x, torch.empty(4, 4, 1, 1, 1))[1]) == limited
+
+
 def test_check_of_a_product_allows_for_what_pytorch_allowed(checks, switches, monkeypatch):
     good = launch_product.product
 

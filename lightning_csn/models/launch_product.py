@@ -90,7 +90,9 @@ def cut(x: Tensor, weight: Tensor) -> tuple[tuple[int], dict[str, Any]]:
     columns = min(COLUMNS, max(16, triton.next_power_of_2(n)))
     grid = (triton.cdiv(places, ROWS) * triton.cdiv(n, columns),)
     arguments = {"P": places, "K": k, "N": n, "weight_n": weight.stride(0), "weight_k": weight.stride(1)}
-    arguments |= {"ROWS": ROWS, "COLUMNS": columns, "num_warps": 8, "maxnreg": 128}  # two programs side by side
+    arguments |= {"ROWS": ROWS, "COLUMNS": columns, "num_warps": 8}
+    if torch.version.hip is None:  # where Triton knows no such option
+        arguments["maxnreg"] = 128  # two programs side by side
     return grid, arguments | inner(k, x.dtype)
 
 
