@@ -1,0 +1,106 @@
+"""What `benchmark` counts, against figures made by hand: times by a clock of the test, rates, shares, totals, ratios."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from lightning_csn import benchmark, benchmark_layers, benchmark_machine, benchmark_report
+from lightning_csn.benchmark_settings import Settings
+from lightning_csn.benchmark_ways import Measured, Way
+
+CPU = torch.device("cpu")
+RATES = {"copy_bytes_per_second": 1e9, "matrix_flops_per_second": 2e9}
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that only `pass_time` moves."""
+    now = SimpleNamespace(seconds=100.0)
+
+    def pass_time(seconds):
+        now.seconds += seconds
+
+    monkeypatch.setattr(benchmark_machine, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    return pass_time
+
+
+def settings_of(kind="train", **changed):
+    values = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 4, "precision": "fp32", "backend": "auto"}
+    values |= {"layout": "channels_last", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 5}
+    return Settings(**(values | {"kind": kind, "repeats": 3, "device": "cpu"} | changed))
+
+
+def test_seconds_are_those_of_one_call(clock):
+    assert benchmark_machine.seconds_of(lambda: clock(2.0), CPU, 5) == pytest.approx(2.0)
+
+
+def test_seconds_of_a_layer_are_the_median_of_calls_after_the_first(clock):
+    taken = iter([50.0, 1.0, 9.0, 2.0])
+    assert benchmark_machine.kernel_seconds(lambda: clock(next(taken)), CPU, 3) == pytest.approx(2.0)
+
+
+def test_a_copy_reads_and_writes_and_a_product_multiplies_and_adds(monkeypatch):
+    monkeypatch.setattr(benchmark_machine, "seconds_of", lambda function, device, steps: 0.5)
+    rates = benchmark_machine.measure_rates(settings_of(precision="bf16"), CPU, copied=1000, side=10)
+    assert rates == {"copy_bytes_per_second": 4000.0, "matrix_flops_per_second": 4000.0}
+
+
+def test_every_figure_of_a_report_is_what_was_counted_by_hand(monkeypatch):
+    floor = {"bytes": 5e8, "operations": 4e8, "seconds": 0.5}
+    monkeypatch.setattr(benchmark, "floor_of", lambda *_: floor)
+    result = benchmark.report(
+        settings_of(),
+        {},
+        RATES,
+        [
+            Measured(Way("ours", "auto", "channels_last"), "triton", [1.0, 2.0, 30.0], memory_bytes=300),
+            Measured(Way("plain eager", "reference", "contiguous"), "reference", [8.0] * 3, memory_bytes=500),
+            Measured(Way("plain eager", "reference", "channels_last"), "reference", [6.0] * 3, memory_bytes=400),
+            Measured(Way("plain compiled", "reference", "contiguous"), "reference", error="out of memory: none left"),
+        ],
+    )
+    ours, contiguous, last, compiled = result["ways"]
+    expected = {
+        "ms_per_step": 2000.0,
+        "clips_per_second": 2.0,  # 4 clips in 2 s
+        "share_of_copy": 0.25,  # 0.5 GB in 2 s, of 1 GB/s
+        "share_of_matrix": 0.1,  # 0.4 G operations in 2 s, of 2 G/s
+        "times_floor": 4.0,
+        "times_plain": 4.0,  # of the contiguous one
+        "peak_memory_bytes": 300,
+    }
+    assert {name: ours[name] for name in expected} == expected
+    assert (contiguous["times_plain"], last["times_plain"]) == (1.0, 8 / 6)
+    assert "ms_per_step" not in compiled
+    assert result["ratios"] == {
+        "plain eager": {"of": "ours", "layout": "channels_last", "speed": 3.0, "memory": 0.75}  # of the faster one
+    }
+
+
+def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
+    seconds = {"triton": (1e-3, 4e-3), "contiguous": (2e-3, 7e-3), "channels_last": (3e-3, 5e-3)}
+    monkeypatch.setattr(benchmark_layers, "rates_of", lambda *_: RATES)
+    monkeypatch.setattr(
+        benchmark_layers,
+        "layer_seconds",
+        lambda layer, backend, layout, *_: seconds["triton" if backend == "triton" else layout],
+    )
+    settings = settings_of(architecture="ircsn_26", clip=(2, 32, 32), backend="triton")
+    result = benchmark_layers.measure_layers(settings, CPU)
+    assert [row["count"] for row in result["layers"]] == [2, 1, 1, 1, 1, 1, 1]
+    moved = 4 * 4 * 2 * 64 * 2 * 8 * 8  # 4 clips of 4 bytes; 64 channels of 2 x 8 x 8, read and written
+    first = result["layers"][0]
+    assert first["bytes_forward"] == moved
+    assert first["ours"] == pytest.approx(
+        {
+            "forward_us": 1000,
+            "backward_us": 4000,
+            "forward_share_of_copy": moved / 1e-3 / 1e9,
+            "backward_share_of_copy": 2 * moved / 4e-3 / 1e9,  # two gradients, each as the forward pass
+        }
+    )
+    # eight layers
+    assert result["total_ms"] == pytest.approx({"ours": 8 * 5, "contiguous": 8 * 9, "channels_last": 8 * 8})
+    assert result["ratios"]["plain eager"]["speed"] == pytest.approx(8 / 5)
+    assert "1.60 times as fast" in benchmark_report.as_text(result | {"machine": benchmark_machine.machine(CPU)})
