@@ -1,4 +1,4 @@
-"""What `benchmark` counts, against figures made by hand: times by a clock of the test, rates, shares, totals, ratios."""
+"""What `benchmark` counts, against figures made by hand: times by a clock of the test, rates, shares, totals."""
 
 from types import SimpleNamespace
 
