@@ -285,8 +285,9 @@ def test_checkpointed_network_runs_fused_and_counts_each_batch_once(fused_runs):
     torch.testing.assert_close(*results)
 
 
-def test_compiled_block_is_one_graph_and_gives_the_same(products):
-    block = make_block()
+@pytest.mark.parametrize("training", [True, False])
+def test_compiled_block_is_one_graph_and_gives_the_same(products, training):
+    block = make_block().train(training)
     x, grad = inputs(block)
     wanted = run(block, x, grad, "fused")
     copied = copy.deepcopy(block)
@@ -612,7 +613,6 @@ def test_what_is_kept_for_the_way_back_is_what_was_counted():
         kept[way] = sum(storages.values()) / unit
     assert kept["fused"] == fused.STORED.own + 4  # and the input, which the block before keeps as its output
     assert kept["reference"] == fused.STORED.eager + 4
-    assert math.isfinite(kept["fused"])
 
 
 def test_every_bottleneck_of_a_csn_can_run_fused():

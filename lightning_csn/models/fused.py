@@ -21,12 +21,25 @@ from functools import wraps
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
 
 from lightning_csn.models import depthwise
-from lightning_csn.models.batchnorm import FrozenBatchNorm3d
+from lightning_csn.models.batchnorm import FrozenBatchNorm3d, accurate
+from lightning_csn.models.fused_operators import (
+    batch_norm_of,
+    library_product,
+    matrix,
+    norm_depthwise,
+    norm_depthwise_statistics,
+    norm_depthwise_weight_gradient,
+    norm_gradient,
+    norm_product,
+    norm_product_gradient,
+    product_statistics,
+    product_statistics_sum,
+    product_sum,
+    product_sum_gradient,
+)
 
 
 class Pass(NamedTuple):
@@ -104,285 +117,7 @@ def memory_bound(channels_in: int, channels: int, element_bytes: int) -> bool:
     return element_bytes == 2 and channels_in * channels < BALANCE * moved
 
 
-# What the kernels do, as operators: no gradients of their own (the autograd functions below have them).
-
-
-def _empty(like: Tensor, sizes: Sequence[int] | None = None, channels: int | None = None) -> Tensor:
-    shape = (like.shape[0], channels or like.shape[1], *(sizes or like.shape[2:]))
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
-
-
-def _accurate(like: Tensor) -> torch.dtype:
-    return torch.float64 if like.dtype == torch.float64 else torch.float32
-
-
-@torch.library.custom_op("lightning_csn::batch_norm_of", mutates_args=())
-def batch_norm_of(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """The normalisation (5, C) of y by its own mean and variance. Reads y once."""
-    from lightning_csn.models import launch
-
-    return launch.finish(launch.statistics(y), weight, bias, eps)
-
-
-@batch_norm_of.register_fake
-def _batch_norm_of_fake(y: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    return y.new_empty((5, y.shape[1]), dtype=_accurate(y))
-
-
-@torch.library.custom_op("lightning_csn::norm_depthwise", mutates_args=())
-def norm_depthwise(
-    y: Tensor, norm: Tensor, relu: bool, weight: Tensor, stride: Sequence[int], after: Tensor | None
-) -> Tensor:
-    """depthwise(relu(norm(y))), and relu(after(...)) of that if there is an `after`. Reads y once, writes once."""
-    from lightning_csn.models import launch
-
-    out = _norm_depthwise_fake(y, norm, relu, weight, stride, after)
-    epilogue = None if after is None else (after[3], after[4])
-    launch.convolve(y, weight, out, stride, norm=(norm[3], norm[4], relu), after=epilogue)
-    return out
-
-
-@norm_depthwise.register_fake
-def _norm_depthwise_fake(
-    y: Tensor, norm: Tensor, relu: bool, weight: Tensor, stride: Sequence[int], after: Tensor | None
-) -> Tensor:
-    return _empty(y, depthwise.output_sizes(y.shape[2:], stride))
-
-
-@torch.library.custom_op("lightning_csn::norm_depthwise_statistics", mutates_args=())
-def norm_depthwise_statistics(
-    y: Tensor,
-    norm: Tensor,
-    relu: bool,
-    weight: Tensor,
-    stride: Sequence[int],
-    next_weight: Tensor,
-    next_bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    """depthwise(relu(norm(y))) and the normalisation of that by its own mean and variance, in the same pass."""
-    from lightning_csn.models import launch
-
-    out = _norm_depthwise_fake(y, norm, relu, weight, stride, None)
-    partial = launch.convolve(y, weight, out, stride, norm=(norm[3], norm[4], relu), statistics=True)
-    assert partial is not None  # because of statistics=True
-    return out, launch.finish(partial, next_weight, next_bias, eps)
-
-
-@norm_depthwise_statistics.register_fake
-def _norm_depthwise_statistics_fake(
-    y: Tensor,
-    norm: Tensor,
-    relu: bool,
-    weight: Tensor,
-    stride: Sequence[int],
-    next_weight: Tensor,
-    next_bias: Tensor,
-    eps: float,
-) -> tuple[Tensor, Tensor]:
-    out = _norm_depthwise_fake(y, norm, relu, weight, stride, None)
-    return out, y.new_empty((5, y.shape[1]), dtype=_accurate(y))
-
-
-@torch.library.custom_op("lightning_csn::norm_depthwise_weight_gradient", mutates_args=())
-def norm_depthwise_weight_gradient(grad: Tensor, y: Tensor, norm: Tensor, relu: bool, stride: Sequence[int]) -> Tensor:
-    """Gradient of the depthwise weight; relu(norm(y)) is computed again where y is loaded."""
-    from lightning_csn.models import launch
-
-    sums = launch.weight_gradient(grad, y, stride, norm=(norm[3], norm[4], relu))
-    return sums.to(y.dtype).view(-1, 1, 3, 3, 3)
-
-
-@norm_depthwise_weight_gradient.register_fake
-def _norm_depthwise_weight_gradient_fake(
-    grad: Tensor, y: Tensor, norm: Tensor, relu: bool, stride: Sequence[int]
-) -> Tensor:
-    return y.new_empty((y.shape[1], 1, 3, 3, 3))
-
-
-@torch.library.custom_op("lightning_csn::norm_gradient", mutates_args=())
-def norm_gradient(grad: Tensor, y: Tensor, norm: Tensor, relu: bool, batch: bool) -> tuple[Tensor, Tensor]:
-    """Gradients of y, and of bias and weight as (2, C), from that of relu(norm(y)). Reads both twice, writes once."""
-    from lightning_csn.models import launch
-
-    sums = launch.gradient_sums(grad, y, norm, relu=relu)
-    out = _empty(y)
-    launch.gradient(grad, y, norm, sums, out, relu=relu, batch=batch)
-    return out, sums
-
-
-@norm_gradient.register_fake
-def _norm_gradient_fake(grad: Tensor, y: Tensor, norm: Tensor, relu: bool, batch: bool) -> tuple[Tensor, Tensor]:
-    return _empty(y), y.new_empty((2, y.shape[1]), dtype=_accurate(y))
-
-
-@torch.library.custom_op("lightning_csn::product_statistics", mutates_args=())
-def product_statistics(
-    x: Tensor, norm: Tensor | None, weight: Tensor, next_weight: Tensor, next_bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    """The 1x1x1 convolution of relu(norm(x)), or of x, and the normalisation of that by its own mean and variance."""
-    from lightning_csn.models import launch, launch_product
-
-    out, partial = launch_product.product_statistics(x, norm, weight)
-    return out, launch.finish(partial, next_weight, next_bias, eps)
-
-
-@product_statistics.register_fake
-def _product_statistics_fake(
-    x: Tensor, norm: Tensor | None, weight: Tensor, next_weight: Tensor, next_bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor]:
-    return _empty(x, channels=weight.shape[0]), x.new_empty((5, weight.shape[0]), dtype=_accurate(x))
-
-
-@torch.library.custom_op("lightning_csn::norm_product", mutates_args=())
-def norm_product(x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1x1 convolution of relu(norm(x))."""
-    from lightning_csn.models import launch_product
-
-    return launch_product.norm_product(x, norm, weight)
-
-
-@norm_product.register_fake
-def _norm_product_fake(x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
-    return _empty(x, channels=weight.shape[0])
-
-
-@torch.library.custom_op("lightning_csn::product_sum", mutates_args=())
-def product_sum(
-    x: Tensor, norm: Tensor | None, weight: Tensor, last_norm: Tensor, other: Tensor, other_norm: Tensor | None
-) -> Tensor:
-    """relu(last_norm(1x1x1 convolution of relu(norm(x)), or of x) + other), or + other_norm(other)."""
-    from lightning_csn.models import launch_product
-
-    return launch_product.normalised_sum(x, norm, weight, last_norm, other, other_norm)
-
-
-@product_sum.register_fake
-def _product_sum_fake(
-    x: Tensor, norm: Tensor | None, weight: Tensor, last_norm: Tensor, other: Tensor, other_norm: Tensor | None
-) -> Tensor:
-    return _empty(other)
-
-
-@torch.library.custom_op("lightning_csn::product_statistics_sum", mutates_args=())
-def product_statistics_sum(
-    x: Tensor,
-    norm: Tensor,
-    weight: Tensor,
-    last_weight: Tensor,
-    last_bias: Tensor,
-    eps: float,
-    other: Tensor,
-    other_norm: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    """`product_sum` with the normalisation by the product's own mean and variance, and that normalisation."""
-    from lightning_csn.models import launch_product
-
-    return launch_product.statistics_sum(x, norm, weight, (last_weight, last_bias, eps), other, other_norm)
-
-
-@product_statistics_sum.register_fake
-def _product_statistics_sum_fake(
-    x: Tensor,
-    norm: Tensor,
-    weight: Tensor,
-    last_weight: Tensor,
-    last_bias: Tensor,
-    eps: float,
-    other: Tensor,
-    other_norm: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    return _empty(other), x.new_empty((5, weight.shape[0]), dtype=_accurate(x))
-
-
-@torch.library.custom_op("lightning_csn::norm_product_gradient", mutates_args=())
-def norm_product_gradient(
-    grad: Tensor, y: Tensor, norm: Tensor, weight: Tensor, batch: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of y, of bias and weight as (2, K), and of the product's weight, from that of `norm_product`."""
-    from lightning_csn.models import launch_product
-
-    return launch_product.product_gradient(grad, y, norm, weight, batch)
-
-
-@norm_product_gradient.register_fake
-def _norm_product_gradient_fake(
-    grad: Tensor, y: Tensor, norm: Tensor, weight: Tensor, batch: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return _empty(y), y.new_empty((2, y.shape[1]), dtype=_accurate(y)), torch.empty_like(weight)
-
-
-@torch.library.custom_op("lightning_csn::product_sum_gradient", mutates_args=())
-def product_sum_gradient(
-    grad: Tensor, out: Tensor, y: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, batch: bool, last_batch: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """As `norm_product_gradient`, from the gradient of out, the sum; and those of other, and of last_norm's (2, N)."""
-    from lightning_csn.models import launch_product
-
-    return launch_product.normalised_sum_gradient(grad, out, y, norm, weight, last_norm, batch, last_batch)
-
-
-@product_sum_gradient.register_fake
-def _product_sum_gradient_fake(
-    grad: Tensor, out: Tensor, y: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, batch: bool, last_batch: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    last_sums = y.new_empty((2, out.shape[1]), dtype=_accurate(y))
-    return *_norm_product_gradient_fake(grad, y, norm, weight, batch), _empty(out), last_sums
-
-
-# Operations, as the counter counts those of the plain block: what is computed again is not counted again.
-
-
-def _product_flops(sizes: Any, weight: Any) -> int:
-    return 2 * torch.Size(sizes).numel() // sizes[1] * torch.Size(weight[:2]).numel()
-
-
-@register_flop_formula([torch.ops.lightning_csn.norm_depthwise, torch.ops.lightning_csn.norm_depthwise_statistics])
-def _norm_depthwise_flops(
-    y: Any, norm: Any, relu: Any, weight: Any, *args: Any, out_shape: Any = None, **_: Any
-) -> int:
-    out = out_shape[0] if isinstance(out_shape[0], torch.Size | tuple) else out_shape
-    return 2 * 27 * torch.Size(out).numel()
-
-
-@register_flop_formula(torch.ops.lightning_csn.norm_depthwise_weight_gradient)
-def _norm_depthwise_weight_gradient_flops(grad: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * 27 * torch.Size(grad).numel()
-
-
-@register_flop_formula(
-    [
-        torch.ops.lightning_csn.product_statistics,
-        torch.ops.lightning_csn.norm_product,
-        torch.ops.lightning_csn.product_sum,
-        torch.ops.lightning_csn.product_statistics_sum,
-    ]
-)
-def _products_flops(x: Any, norm: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return _product_flops(x, weight)
-
-
-@register_flop_formula(torch.ops.lightning_csn.norm_product_gradient)
-def _norm_product_gradient_flops(grad: Any, y: Any, norm: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * _product_flops(y, weight)
-
-
-@register_flop_formula(torch.ops.lightning_csn.product_sum_gradient)
-def _product_sum_gradient_flops(grad: Any, out: Any, y: Any, norm: Any, weight: Any, *args: Any, **kwargs: Any) -> int:
-    return 2 * _product_flops(y, weight)
-
-
 # The steps of the block, with their gradients. `batch` says that a normalisation is by the batch's own statistics.
-
-
-def matrix(x: Tensor) -> Tensor:
-    """(B, C, T, H, W) -> (P, C); of channels_last_3d the same memory."""
-    return x.permute(0, 2, 3, 4, 1).reshape(-1, x.shape[1])
-
-
-def library_product(x: Tensor, weight: Tensor) -> Tensor:
-    """The 1x1x1 convolution (B, C, T, H, W) -> (B, C', T, H, W), as a matrix product of the library."""
-    return F.linear(x.permute(0, 2, 3, 4, 1), weight.flatten(1)).permute(0, 4, 1, 2, 3)
 
 
 def dense(grad: Tensor) -> Tensor:
@@ -404,21 +139,27 @@ def once(backward: Callable[..., Any]) -> Callable[..., Any]:
     return checked
 
 
+def mark(ctx: Any, norm: Tensor | None) -> None:
+    """A normalisation that was gathered takes no gradient: that of what it is of goes through both."""
+    if norm is not None:
+        ctx.mark_non_differentiable(norm)
+
+
 class Fork(torch.autograd.Function):
     """The first product, its normalisation, and x itself for the shortcut, whose gradient joins in the way back."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, following: Norm, gather: bool, steps: Sequence[int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """(product, normalisation, x). The normalisation is the product's own if it is to `gather` one, else zeros.
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
+        """(product, normalisation, x). The normalisation is the product's own if it is to `gather` one, else None.
 
         steps: of the shortcut in T, H and W; x comes out with the places that it takes.
         """
         ctx.save_for_backward(x, weight)
         ctx.steps = steps
         y, norm = _product(x, None, weight, following, gather)
-        ctx.mark_non_differentiable(norm)
+        mark(ctx, norm)
         return y, norm, _every(x, steps)
 
     @staticmethod
@@ -445,11 +186,13 @@ def _every(x: Tensor, steps: Sequence[int]) -> Tensor:
     return x[:, :, ::step_t, ::step_h, ::step_w]
 
 
-def _product(x: Tensor, norm: Tensor | None, weight: Tensor, following: Norm, gather: bool) -> tuple[Tensor, Tensor]:
+def _product(
+    x: Tensor, norm: Tensor | None, weight: Tensor, following: Norm, gather: bool
+) -> tuple[Tensor, Tensor | None]:
     if gather:
         return product_statistics(x, norm, weight, following.weight, following.bias, following.eps)
     made = library_product(x, weight) if norm is None else norm_product(x, norm, weight)
-    return made, x.new_zeros((5, weight.shape[0]), dtype=_accurate(x))
+    return made, None
 
 
 class NormDepthwise(torch.autograd.Function):
@@ -468,8 +211,8 @@ class NormDepthwise(torch.autograd.Function):
         stride: Sequence[int],
         following: Norm,
         gather: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The output, and its normalisation if it is to `gather` one (else zeros). scale, bias: parameters of norm."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output, and its normalisation if it is to `gather` one. scale, bias: parameters of norm."""
         ctx.save_for_backward(y, norm, weight)
         ctx.batch, ctx.relu, ctx.stride, ctx.dtypes = batch, relu, stride, (scale.dtype, bias.dtype)
         if gather:
@@ -477,8 +220,8 @@ class NormDepthwise(torch.autograd.Function):
                 y, norm, relu, weight, stride, following.weight, following.bias, following.eps
             )
         else:
-            out, next_norm = norm_depthwise(y, norm, relu, weight, stride, None), torch.zeros_like(norm)
-        ctx.mark_non_differentiable(next_norm)
+            out, next_norm = norm_depthwise(y, norm, relu, weight, stride, None), None
+        mark(ctx, next_norm)
         return out, next_norm
 
     @staticmethod
@@ -510,12 +253,12 @@ class NormProduct(torch.autograd.Function):
         weight: Tensor,
         following: Norm,
         gather: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """The output, and its normalisation if it is to `gather` one (else zeros). scale, bias: parameters of norm."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """The output, and its normalisation if it is to `gather` one. scale, bias: parameters of norm."""
         ctx.save_for_backward(y, norm, weight)
         ctx.batch, ctx.dtypes = batch, (scale.dtype, bias.dtype)
         out, next_norm = _product(y, norm, weight, following, gather)
-        ctx.mark_non_differentiable(next_norm)
+        mark(ctx, next_norm)
         return out, next_norm
 
     @staticmethod
@@ -657,7 +400,7 @@ def norm_of(norm: Norm, y: Tensor) -> Tensor:
 def take_part(norm: Norm, made: Tensor | None, y: Tensor) -> Tensor:
     """The normalisation (5, C) of y: `made` of y itself where the norm goes by that, else by running statistics."""
     if made is None or not by_batch(norm):
-        return running_norm(norm, _accurate(y))
+        return running_norm(norm, accurate(y))
     update_running(norm, made, y)
     return made
 

@@ -267,10 +267,9 @@ def gradient(
     """The gradient of y, from that of relu(norm(y)) or of norm(y)."""
     place, ok, channel, channel_ok = tile_of(0, 1, P, C, ROWS, LANES)
     grad = tl.load(grad_ptr + place, mask=ok, other=0.0).to(ACC)
+    y = tl.zeros((ROWS, LANES), ACC)
     if RELU or BATCH:
         y = tl.load(y_ptr + place, mask=ok, other=0.0).to(ACC)
-        grad = through_relu(grad, y, norm_ptr, C, channel, channel_ok, RELU)
-    else:
-        y = grad  # not asked for
+    grad = through_relu(grad, y, norm_ptr, C, channel, channel_ok, RELU)
     grad = through_norm(grad, y, norm_ptr, sums_ptr, P, C, channel, channel_ok, BATCH)
     tl.store(out_ptr + place, grad.to(out_ptr.dtype.element_ty), mask=ok)

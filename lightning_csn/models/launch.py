@@ -21,17 +21,13 @@ from torch import Tensor
 from torch.nn.grad import conv3d_input, conv3d_weight
 
 from lightning_csn.models import depthwise_kernels, fused_kernels
+from lightning_csn.models.batchnorm import accurate
 from lightning_csn.models.depthwise import channels_last, memory_format, output_sizes, reference
 
 INTERPRETED = not isinstance(depthwise_kernels.convolve, triton.JITFunction)
 TILES = "depthwise_tiles.json"  # in the cache folder
 MOST_CLIPS = 65535  # on the third axis of a grid
 MOST_PARTIALS = 128  # rows of partial statistics that one program merges at the end: two turns of 64
-
-
-def accurate(tensor: Tensor) -> torch.dtype:
-    """What sums over a tensor are made in: fp32, or fp64 of fp64."""
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)

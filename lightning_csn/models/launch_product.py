@@ -20,8 +20,10 @@ import triton.language as tl
 from torch import Tensor
 
 from lightning_csn.models import launch, product_kernels
-from lightning_csn.models.fused import library_product, matrix, memory_bound
-from lightning_csn.models.launch import Draw, Pair, accurate, before_relu, exact, moments, sums_of
+from lightning_csn.models.batchnorm import accurate
+from lightning_csn.models.fused import memory_bound
+from lightning_csn.models.fused_operators import empty, library_product, matrix
+from lightning_csn.models.launch import Draw, Pair, before_relu, exact, moments, sums_of
 
 PRODUCTS = "products.json"  # in the cache folder
 _form: str | None = None
@@ -70,12 +72,6 @@ def tune(
     key = launch.cache_key(product_of(x, weight), x.device)
     launch.keep(launch.cache_path(PRODUCTS), key, min(times, key=lambda name: times[name]))
     return times
-
-
-def wide(like: Tensor, channels: int) -> Tensor:
-    """An empty tensor with other channels."""
-    shape = (like.shape[0], channels, *like.shape[2:])
-    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last_3d)
 
 
 # The launches.
@@ -232,7 +228,7 @@ def weight_gradient(grad: Tensor, y: Tensor, norm: Tensor) -> Tensor:
 def product_statistics(x: Tensor, norm: Tensor | None, weight: Tensor) -> tuple[Tensor, Tensor]:
     """The product of relu(norm(x)), or of x, and its partial statistics."""
     if takes_in(x, weight):
-        out = wide(x, weight.shape[0])
+        out = empty(x, channels=weight.shape[0])
         partial = product(x, norm, weight, out, statistics=True)
         assert partial is not None  # because of statistics=True
         return out, partial
@@ -244,7 +240,7 @@ def norm_product(x: Tensor, norm: Tensor, weight: Tensor) -> Tensor:
     """The product of relu(norm(x))."""
     if not takes_in(x, weight):
         return library_product(activation(x, norm), weight)
-    out = wide(x, weight.shape[0])
+    out = empty(x, channels=weight.shape[0])
     product(x, norm, weight, out, statistics=False)
     return out
 
@@ -254,7 +250,7 @@ def normalised_sum(
 ) -> Tensor:
     """relu(last_norm(product of relu(norm(x)) or of x) + other), or + other_norm(other)."""
     if takes_in(x, weight):
-        out = wide(x, weight.shape[0])
+        out = empty(x, channels=weight.shape[0])
         product_sum(x, norm, weight, last_norm, other, other_norm, out)
         return out
     out = library_product(x if norm is None else activation(x, norm), weight)
