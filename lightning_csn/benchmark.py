@@ -39,7 +39,7 @@ from lightning_csn.errors import InputError
 if TYPE_CHECKING:
     import torch
 
-BACKWARD = 2  # the way back costs about twice the forward pass, in bytes and in operations
+BACKWARD = 2  # times the operations of the forward pass: the gradients of input and weight; bytes are counted apart
 
 
 def benchmark_options(parser: ArgumentParser) -> None:
@@ -143,17 +143,20 @@ def measure_network(
 
 
 def floor_of(settings: Settings, rates: dict[str, float]) -> dict[str, float]:
-    """What a step must move and compute at least, and the longer of the two times at the machine's rates.
+    """What a step moves and computes in roofline.py's floor, and the longer of the two times at the machine's rates.
 
-    Forward: the floor of roofline.traffic, and the convolutions' multiply-adds; a training step is three times that.
+    Bytes of all blocks, forward and in training back, without stem, pooling and head; operations of all convolutions.
     """
     from lightning_csn.models import roofline
 
-    passes = settings.batch * (1 + BACKWARD if settings.kind == "train" else 1)
-    of = (settings.architecture, settings.clip)
-    moved = passes * roofline.traffic(*of, **settings.network).floor * settings.element_bytes
+    of, trains = (settings.architecture, settings.clip), settings.kind == "train"
+    elements = roofline.traffic(*of, **settings.network).floor
+    if trains:
+        elements += roofline.traffic_back(*of, **settings.network).floor
+    moved = settings.batch * elements * settings.element_bytes
     layers = roofline.layers(*of, **settings.network)
-    operations = passes * 2 * sum(layer.multiply_adds * layer.count for layer in layers)
+    multiply_adds = sum(layer.multiply_adds * layer.count for layer in layers)
+    operations = settings.batch * 2 * multiply_adds * (1 + BACKWARD if trains else 1)
     return {
         "bytes": moved,
         "operations": operations,

@@ -67,7 +67,10 @@ def ways_text(result: dict[str, Any]) -> list[str]:
             gigabytes(way["peak_memory_bytes"]),
         )
         rows.append((name, path, way["layout"], *numbers))
-    lines = [f"floor {1e3 * floor['seconds']:.2f} ms a {unit}, counted, at these rates", "", table(rows), ""]
+    counted = (
+        "counted at these rates: bytes of all blocks without stem, pooling and head, operations of all convolutions"
+    )
+    lines = [f"floor {1e3 * floor['seconds']:.2f} ms a {unit}, {counted}", "", table(rows), ""]
     for name, ratio in result["ratios"].items():
         memory = "" if ratio["memory"] is None else f", {ratio['memory']:.2f} of its peak memory"
         lines.append(

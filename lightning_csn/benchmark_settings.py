@@ -143,10 +143,11 @@ def training_options(parser: ArgumentParser) -> None:
 
 EPILOGS = {
     "train": (
-        "The floor is what a step must move and compute: three times what roofline.py counts for the forward pass, at\n"
-        "the rates of a copy and of a matrix product, measured in the same run. OF COPY and OF MATRIX are those bytes\n"
-        "and operations over the step's time, as shares of the rates. Memory: of tensors, on a GPU (with CUDA graphs,\n"
-        "their recording included); on a CPU of the whole process. X PLAIN: how many times as fast as the contiguous\n"
+        "The floor is what a step moves and computes when all its blocks are fused, as roofline.py counts it, at the\n"
+        "rates of a copy and of a matrix product, measured in the same run: bytes of all blocks, forward and back\n"
+        "(stem, pooling and head not counted), and three times the operations of all convolutions. OF COPY and OF\n"
+        "MATRIX are those over the step's time, as shares of the rates. Memory: of tensors, on a GPU (with CUDA\n"
+        "graphs their recording too); on a CPU of the process. X PLAIN: how many times as fast as the contiguous\n"
         "plain network. On a CPU ours keeps memory from step to step, as fit does, and the plain networks give it\n"
         "back, as programs do that do not ask for more; each runs a step before it is timed.\n\n"
         "examples:\n"

@@ -312,12 +312,6 @@ def test_weights_that_cannot_be_measured_as_they_are_say_what_is_missing(tmp_pat
         settings_of("--model", mine, "--clip=4x32x32", "--architecture=ircsn_50")
 
 
-def test_floor_of_training_is_three_times_that_of_inference(capsys):
-    train, infer = (run_json(capsys, kind, "--against")["floor"] for kind in ("train", "infer"))
-    assert train["bytes"] == 3 * infer["bytes"] > 0
-    assert train["operations"] == 3 * infer["operations"] > 0
-
-
 def test_options_reach_the_network_and_half_the_bytes_are_half_the_floor(capsys, monkeypatch):
     made = []
     original = benchmark_ways.make_step

@@ -8,6 +8,7 @@ import torch
 from lightning_csn import benchmark, benchmark_layers, benchmark_machine, benchmark_report
 from lightning_csn.benchmark_settings import Settings
 from lightning_csn.benchmark_ways import Measured, Way
+from lightning_csn.models import roofline
 
 CPU = torch.device("cpu")
 RATES = {"copy_bytes_per_second": 1e9, "matrix_flops_per_second": 2e9}
@@ -76,6 +77,24 @@ def test_every_figure_of_a_report_is_what_was_counted_by_hand(monkeypatch):
     assert result["ratios"] == {
         "plain eager": {"of": "ours", "layout": "channels_last", "speed": 3.0, "memory": 0.75}  # of the faster one
     }
+
+
+def test_floor_is_the_longer_time_of_bytes_and_operations_and_training_adds_the_way_back():
+    clip, batch = (2, 32, 32), 4
+    multiply_adds = sum(layer.multiply_adds * layer.count for layer in roofline.layers("ircsn_tiny", clip))
+    forward, back = (count("ircsn_tiny", clip).floor for count in (roofline.traffic, roofline.traffic_back))
+    infer, train = (benchmark.floor_of(settings_of(kind), RATES) for kind in ("infer", "train"))
+    assert infer["bytes"] == batch * 4 * forward
+    assert train["bytes"] == batch * 4 * (forward + back)
+    assert infer["operations"] == batch * 2 * multiply_adds
+    assert train["operations"] == 3 * infer["operations"]  # the gradients of input and weight
+    assert train["seconds"] == max(train["bytes"] / 1e9, train["operations"] / 2e9)
+    slow = benchmark.floor_of(settings_of("train"), {**RATES, "copy_bytes_per_second": 1e3})
+    assert slow["seconds"] == train["bytes"] / 1e3
+
+
+def test_networks_without_bottlenecks_have_bytes_too():
+    assert benchmark.floor_of(settings_of(architecture="resnet3d_18"), RATES)["bytes"] > 0
 
 
 def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
