@@ -115,6 +115,10 @@ def run_classify(args: Namespace) -> int:
     refuse_exact(args.model, args.exact)
     device = choose_device(args.device)
     answers = None if args.output is None else Answers(args.output, top=args.top)
+    if args.sheet:
+        from lightning_csn.visualize import check_picture
+
+        check_picture(args.sheet)
     paths = find_videos(args.videos)
     if args.model == DEFAULT_MODEL:
         note(
@@ -134,7 +138,7 @@ def run_classify(args: Namespace) -> int:
 def find_videos(named: Sequence[str]) -> list[str]:
     """The videos that are named, and all of those in the folders that are, each once.
 
-    InputError for a folder without any.
+    InputError for a folder without any, and where nothing of all that is named is there.
     """
     from lightning_csn.data.annotations import list_videos
 
@@ -145,6 +149,9 @@ def find_videos(named: Sequence[str]) -> list[str]:
             raise InputError(f"{name}: no videos in this folder")
         paths += found
     once = list(dict.fromkeys(paths))
+    if not any("://" in path or Path(path).exists() for path in once):  # before a network is loaded, or downloaded
+        others = f", nor any of the {len(once) - 1} other{'s' if len(once) > 2 else ''}" if len(once) > 1 else ""
+        raise InputError(f"{once[0]}: there is no such file{others}")
     if twice := len(paths) - len(once):
         note(f"{twice} video{'s are' if twice != 1 else ' is'} named more than once, and answered once")
     return once

@@ -258,7 +258,9 @@ class TrainerCommand(LightningCLI):
 
     def lack_of_videos(self) -> InputError:
         """The message for a command that was not told which videos."""
-        listed = f"a list file (--data.{LISTS[self.command]} FILE)"
+        listed, root = f"a list file (--data.{LISTS[self.command]} FILE)", self.config.data.root
+        if root is not None and Path(root).is_file():
+            return InputError(f"--data.root {root}: this is a file, not a folder; if it lists videos, give {listed}")
         return InputError(f"{self.command} needs videos: --data.root FOLDER, or {listed}")
 
     def classes_to_learn(self, data: VideoDataModule) -> list[str]:
@@ -453,7 +455,8 @@ class TrainerCommand(LightningCLI):
 def read_checkpoint(path: str) -> dict[str, Any]:
     """What a Lightning checkpoint of LitCSN holds; InputError if the file is none."""
     if not Path(path).is_file():
-        raise InputError(f"--ckpt_path {path}: there is no such file")
+        lack = "this is a folder, not a file" if Path(path).is_dir() else "there is no such file"
+        raise InputError(f"--ckpt_path {path}: {lack}")
     if is_export(path):
         raise InputError(f"--ckpt_path {path}: this is an exported file, which is given as --model.pretrained {path}")
     try:

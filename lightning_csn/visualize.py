@@ -80,6 +80,16 @@ def spread(total: int, count: int) -> list[int]:
     return [0] if count == 1 else [i * (total - 1) // (count - 1) for i in range(count)]
 
 
+def check_picture(path: str | os.PathLike[str]) -> None:
+    """InputError where Pillow writes no pictures with this ending.
+
+    >>> check_picture("sheet.png")
+    """
+    known = Image.registered_extensions()
+    if known.get(Path(path).suffix.lower()) not in Image.SAVE:
+        raise InputError(f"{path}: no picture can be written with this ending; .png and .jpg can")
+
+
 def _draw(card: Card, sheet: Image.Image, left: int, top: int) -> None:
     draw = ImageDraw.Draw(sheet)
     text = ImageFont.load_default(14)

@@ -274,6 +274,14 @@ def find_checkpoint(name: str) -> Checkpoint:
 
 
 def _unknown_name(name: str) -> InputError:
+    from lightning_csn.models.network import ARCHITECTURES
+
+    if name in ARCHITECTURES:
+        weights = [record for record in _table() if _table()[record].architecture == name]
+        have = f"; with weights there are {', '.join(weights)}" if weights else ""
+        return InputError(
+            f"{name!r} is an architecture, without weights{have}; LitCSN({name!r}) trains it from scratch"
+        )
     near = difflib.get_close_matches(name, _table(), n=5, cutoff=0.5)
     nearest = f"the nearest are {', '.join(near)}; " if near else ""
     return InputError(f"no checkpoint {name!r}, and no file or folder; {nearest}'lightning-csn checkpoints' lists all")
