@@ -202,8 +202,7 @@ def report(
             }
     return {
         "benchmark": settings.kind,
-        "settings": {**asdict(settings), "clip": list(settings.clip), "checkpointing": list(settings.checkpointing)}
-        | {"forms": list(settings.forms)},
+        "settings": settings.to_dict(),
         "machine": where,
         "rates": rates,
         "floor": floor,
@@ -238,7 +237,7 @@ def find_batches(settings: Settings, device: torch.device, *, against: Sequence[
 
         rows.append({"name": way.name, "layout": way.layout, "largest_batch": largest(fits)})
     where = machine(device)
-    return {"benchmark": "find-batch", "settings": asdict(settings), "machine": where, "ways": rows}
+    return {"benchmark": "find-batch", "settings": settings.to_dict(), "machine": where, "ways": rows}
 
 
 def largest(fits: Callable[[int], bool]) -> int:

@@ -51,7 +51,7 @@ def measure_layers(
         rows.append(row)
     return {
         "benchmark": "layers",
-        "settings": {**asdict(settings), "clip": list(settings.clip), "checkpointing": []},
+        "settings": settings.to_dict(),
         "path": path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend)), settings, device),
         "machine": machine(device),
         "rates": rates,
@@ -141,7 +141,7 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
     folder = str(launch.cache_path(launch.TILES).parent)
     return {
         "benchmark": "tune",
-        "settings": asdict(settings),
+        "settings": settings.to_dict(),
         "machine": machine(device),
         "folder": folder,
         "kernels": rows,

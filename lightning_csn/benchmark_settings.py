@@ -9,7 +9,7 @@ import argparse
 import math
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.errors import InputError
@@ -35,7 +35,8 @@ class Settings:
     """What is measured.
 
     clip: frames, height, width. model: what --model names: weights, which all ways then have, or an exported file,
-    which is one more way. runtime: of such a file, "ONNX Runtime 1.32, fp32". network: options of create_network.
+    which is one more way. runtime: of such a file, "ONNX Runtime 1.32, fp32". counted: whether PyTorch runs such a
+    file, and counts its memory. network: options of create_network.
     """
 
     kind: str
@@ -54,8 +55,13 @@ class Settings:
     forms: tuple[str, ...] = ()
     model: str | None = None
     runtime: str | None = None
+    counted: bool = True
     num_classes: int = NUM_CLASSES
     network: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, which JSON gives back as they are."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()}
 
     @property
     def element_bytes(self) -> int:
@@ -255,6 +261,7 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         forms=forms_of(args, clip, device, precision) if args.kind == "infer" else (),
         model=args.model,
         runtime=named.runtime,
+        counted=named.counted,
         num_classes=named.num_classes,
         network=named.network,
     )
@@ -270,18 +277,20 @@ class Named:
     num_classes: int = NUM_CLASSES
     network: dict[str, Any] = field(default_factory=dict)
     runtime: str | None = None
+    counted: bool = True
 
 
 def read_model(args: Namespace, device: torch.device) -> Named:
     """What --model says of itself; InputError where other options say something else."""
     from lightning_csn.models import checkpoints
-    from lightning_csn.runner import ExportRunner, is_export, load_runner
+    from lightning_csn.runner import ExportRunner, ProgramRunner, is_export, load_runner
 
     if is_export(args.model):
         runner = load_runner(args.model, device)  # once more where it is measured, and not kept until then
         assert isinstance(runner, ExportRunner)
         record, own = runner.record, (runner.clip.frames, runner.clip.test_crop, runner.clip.test_crop)
         found = Named(record.architecture, own, record.num_classes, record.network, runner.form)
+        found = replace(found, counted=isinstance(runner, ProgramRunner))
         if args.clip is not None:
             try:
                 runner.check_size((3, *args.clip))

@@ -119,7 +119,7 @@ def start(way: Way, settings: Settings, device: torch.device) -> tuple[Measured,
                 torch.cuda.reset_peak_memory_stats(device)
             step()
             torch.cuda.synchronize(device)
-            if not measured.path.startswith("ONNX Runtime"):  # whose memory PyTorch does not count
+            if way.form != FILE or settings.counted:
                 measured.memory_bytes = torch.cuda.max_memory_allocated(device) - before
         return measured, step
     return measured, None

@@ -206,6 +206,7 @@ def test_exported_file_is_one_more_way_and_its_record_says_which_network_is_besi
     found = result["settings"]
     assert (found["architecture"], found["clip"], found["num_classes"]) == ("ircsn_tiny", [4, 32, 32], 3)
     assert found["network"] == make_model().network.trunk_options
+    assert found["counted"] is (to == "torch-export")  # whose memory PyTorch counts
     ways = result["ways"]
     assert [way["name"] for way in ways] == ["ours", "folded", path.name, "plain eager", "plain eager"]
     runtime = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "torch-export": "torch.export"}[to]

@@ -1,5 +1,6 @@
 """What `benchmark` counts, against figures made by hand: times by a clock of the test, rates, shares, totals."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -123,3 +124,9 @@ def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
     assert result["total_ms"] == pytest.approx({"ours": 8 * 5, "contiguous": 8 * 9, "channels_last": 8 * 8})
     assert result["ratios"]["plain eager"]["speed"] == pytest.approx(8 / 5)
     assert "1.60 times as fast" in benchmark_report.as_text(result | {"machine": benchmark_machine.machine(CPU)})
+
+
+def test_settings_are_plain_values_in_every_result():
+    plain = settings_of(checkpointing=(1, 3), forms=("folded",)).to_dict()
+    assert json.loads(json.dumps(plain)) == plain
+    assert (plain["clip"], plain["checkpointing"], plain["forms"]) == ([2, 32, 32], [1, 3], ["folded"])
