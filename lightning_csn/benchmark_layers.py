@@ -149,43 +149,57 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
 
 
 def tune_products(settings: Settings, device: torch.device, tell: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure the 1x1x1 convolutions of fused blocks, with the steps beside them, in both forms."""
+    """Measure the 1x1x1 convolutions of fused blocks, with the steps beside them, in both forms.
+
+    One choice holds for all products of the same widths, so that those of other roles are measured with them.
+    """
     import torch
 
     from lightning_csn.models import launch_product, roofline
 
-    rows: dict[tuple[int, int], dict[str, Any]] = {}
-    for layer in roofline.layers(settings.architecture, settings.clip):
-        widths = (layer.channels_in, layer.channels)
-        if layer.kind != "1x1x1" or layer.stride != (1, 1, 1) or widths in rows:
-            continue
-        tell(f"product, {layer.channels_in} to {layer.channels} channels, {layer.sizes}")
-        x, _, grad = layer_tensors(layer, settings.layout, settings, device)
-        weight = torch.randn(layer.channels, layer.channels_in, 1, 1, 1, device=device).to(x.dtype)
+    alike: dict[tuple[int, int], dict[str, roofline.Product]] = {}
+    for product in roofline.products(settings.architecture, settings.clip):
+        alike.setdefault((product.channels_in, product.channels), {}).setdefault(product.role, product)
+    rows = []
+    for (channels_in, channels), roles in alike.items():
+        name, sizes = " and ".join(roles), next(iter(roles.values())).sizes
+        tell(f"{name}, {channels_in} to {channels} channels, {sizes}")
+        weight = torch.randn(channels, channels_in, 1, 1, 1, device=device)
+        weight = weight.to(getattr(torch, PRECISIONS[settings.precision]))
+        steps = []
+        for role, product in roles.items():
+            layer = roofline.Layer("1x1x1", channels_in, channels, product.sizes, product.sizes, (1, 1, 1), 0)
+            x, _, grad = layer_tensors(layer, settings.layout, settings, device)
+            steps.append(product_steps(role, x, weight, grad))
         times = launch_product.tune(
-            product_steps(x, weight, grad), x, weight, lambda f: 1e3 * kernel_seconds(f, device, settings.repeats)
+            lambda steps=steps: [step() for step in steps],  # type: ignore[misc]
+            x,
+            weight,
+            lambda f: 1e3 * kernel_seconds(f, device, settings.repeats),
         )
-        rows[widths] = {
-            "kernel": f"product of {layer.channels_in}",
-            "channels": layer.channels,
-            "sizes": list(layer.sizes),
-            "default_ms": next(iter(times.values())),
-            "best_ms": min(times.values()),
-            "form": min(times, key=lambda name: times[name]),
-        }
-    return list(rows.values())
+        rows.append(
+            {
+                "kernel": f"{name} of {channels_in}",
+                "channels": channels,
+                "sizes": list(sizes),
+                "default_ms": next(iter(times.values())),
+                "best_ms": min(times.values()),
+                "form": min(times, key=lambda form: times[form]),
+            }
+        )
+    return rows
 
 
-def product_steps(x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], Any]:
-    """What a fused block does with a product in training, for which there are two forms."""
+def product_steps(role: str, x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], Any]:
+    """What a fused block does with its reduce, interact or expand in training, for which there are two forms."""
     import torch
 
     from lightning_csn.models import launch_product
 
     norm, last = (tensor.new_ones(5, tensor.shape[1], dtype=torch.float32) for tensor in (x, grad))
-    if x.shape[1] > grad.shape[1]:  # the first: its gradients are the library's in both forms
+    if role == "reduce":  # its gradients are the library's in both forms
         return lambda: launch_product.product_statistics(x, None, weight)
-    if x.shape[1] == grad.shape[1]:
+    if role == "interact":
         return lambda: (
             launch_product.product_statistics(x, norm, weight),
             launch_product.product_gradient(grad, x, norm, weight, True),

@@ -74,7 +74,7 @@ def ways_of(settings: Settings, against: Sequence[str]) -> list[Way]:
 
 
 def path_of(way: Way, settings: Settings, device: torch.device) -> str:
-    """What computes the depthwise layers: fused, triton, taps, reference; or that there are none."""
+    """What computes the depthwise layers: fused, and by whose products, triton, taps, reference; or that none are."""
     import torch
 
     from lightning_csn.models.depthwise import choose_way
@@ -96,7 +96,27 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
     path = choose_way(way.backend, device.type, dtype, 5, (1, 3, 3, 3), (1, 1, 1))
     if path == "taps" and settings.kind == "infer":  # which differs in its gradients
         return "reference"
-    return "fused" if path == "triton" and way.backend == "fused" else path
+    return f"fused, {products_of(settings, device)}" if path == "triton" and way.backend == "fused" else path
+
+
+def products_of(settings: Settings, device: torch.device) -> str:
+    """Which products of fused blocks are our own: by what `--tune` found here, or by counting.
+
+    In inference the reduce has nothing to take in, and is the library's.
+    """
+    import torch
+
+    from lightning_csn.models import launch_product, roofline
+
+    def own(product: roofline.Product) -> bool:
+        channels_in, channels = product.channels_in, product.channels
+        dtype = getattr(torch, PRECISIONS[settings.precision])
+        x, weight = (torch.empty(n, channels_in, 1, 1, 1, dtype=dtype, device=device) for n in (1, channels))
+        return launch_product.takes_in(x, weight) and (settings.kind == "train" or product.role != "reduce")
+
+    products = roofline.products(settings.architecture, settings.clip, **settings.network)
+    stages = roofline.stages_of(products, own)
+    return f"own products in stages {stages}" if stages else "products of the library"
 
 
 def start(way: Way, settings: Settings, device: torch.device) -> tuple[Measured, Callable[[], Tensor] | None]:

@@ -454,9 +454,9 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     assert len(kept) == len(tiles)
     products = [row for row in result["kernels"] if "form" in row]
     assert [(row["kernel"], row["channels"]) for row in products[:3]] == [
-        ("product of 16", 16),
-        ("product of 16", 64),
-        ("product of 64", 32),
+        ("reduce of 16", 16),
+        ("expand of 16", 64),
+        ("reduce of 64", 32),
     ]
     assert list(json.loads((tmp_path / "products.json").read_text()).values()) == [row["form"] for row in products]
     monkeypatch.setattr(launch_product, "memory_bound", lambda *_: pytest.fail("counted, where it was measured"))
@@ -530,6 +530,7 @@ def test_backends_are_those_of_the_networks():
 @pytest.mark.parametrize("chosen", ["triton", "reference"])  # on a GPU, elsewhere
 def test_path_is_called_fused_only_where_blocks_are(chosen, monkeypatch):
     monkeypatch.setattr(depthwise, "choose_way", lambda *_: chosen)
+    monkeypatch.setattr(benchmark_ways, "products_of", lambda *_: "own products in stages 1")
     monkeypatch.setattr(benchmark_ways, "depthwise_layers", lambda *_: [object()])
     args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
     args |= {"layout": "channels_last", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
@@ -538,7 +539,7 @@ def test_path_is_called_fused_only_where_blocks_are(chosen, monkeypatch):
         benchmark_ways.path_of(Way("ours", backend, "channels_last"), settings, torch.device("cpu"))
         for backend in ("auto", "triton", "fused")
     ]
-    assert paths == [chosen, chosen, "fused" if chosen == "triton" else chosen]
+    assert paths == [chosen, chosen, "fused, own products in stages 1" if chosen == "triton" else chosen]
 
 
 def test_everything_but_the_kernels_works_without_triton():

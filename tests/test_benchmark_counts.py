@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from lightning_csn import benchmark, benchmark_layers, benchmark_machine, benchmark_report
+from lightning_csn import benchmark, benchmark_layers, benchmark_machine, benchmark_report, benchmark_ways
 from lightning_csn.benchmark_settings import Settings
 from lightning_csn.benchmark_ways import Measured, Way
 from lightning_csn.models import roofline
@@ -124,6 +124,55 @@ def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
     assert result["total_ms"] == pytest.approx({"ours": 8 * 5, "contiguous": 8 * 9, "channels_last": 8 * 8})
     assert result["ratios"]["plain eager"]["speed"] == pytest.approx(8 / 5)
     assert "1.60 times as fast" in benchmark_report.as_text(result | {"machine": benchmark_machine.machine(CPU)})
+
+
+def test_steps_of_products_are_those_of_their_role_and_equal_widths_are_measured_together(monkeypatch):
+    launch_product = pytest.importorskip("lightning_csn.models.launch_product")
+    ran, measured = [], []
+    for name in ("product_statistics", "product_gradient", "statistics_sum", "normalised_sum_gradient"):
+        monkeypatch.setattr(launch_product, name, lambda *_, name=name: ran.append(name))
+
+    def tune(steps, x, weight, measure):
+        ran.clear()
+        steps()
+        measured.append((weight.shape[1], weight.shape[0], *ran))
+        return {"library": 2.0, "own": 1.0}
+
+    monkeypatch.setattr(launch_product, "tune", tune)
+    reduce, interact = ["product_statistics"], ["product_statistics", "product_gradient"]
+    expand = ["statistics_sum", "normalised_sum_gradient"]
+    rows = benchmark_layers.tune_products(settings_of(), CPU, lambda _: None)
+    assert measured[:3] == [(16, 16, *reduce), (16, 64, *expand), (64, 32, *reduce)]
+    assert rows[0] == {
+        "kernel": "reduce of 16",
+        "channels": 16,
+        "sizes": [2, 8, 8],
+        "default_ms": 2.0,
+        "best_ms": 1.0,
+        "form": "own",
+    }
+    measured.clear()
+    rows = benchmark_layers.tune_products(settings_of(architecture="ipcsn_tiny"), CPU, lambda _: None)
+    assert measured[:4] == [(16, 16, *reduce, *interact), (16, 64, *expand), (64, 32, *reduce), (32, 32, *interact)]
+    assert rows[0]["kernel"] == "reduce and interact of 16"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "kind", "said"),
+    [
+        ("ircsn_26", "train", "own products in stages 1, 2"),
+        ("ipcsn_26", "train", "own products in stages 1, 2, 3 (interact)"),
+        ("ircsn_26", "infer", "own products in stages 1 (expand), 2 (expand)"),
+    ],
+)
+def test_path_says_which_products_are_our_own(architecture, kind, said, monkeypatch, tmp_path):
+    launch_product = pytest.importorskip("lightning_csn.models.launch_product")
+    monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
+    settings = settings_of(kind, architecture=architecture, precision="bf16")
+    assert benchmark_ways.products_of(settings, CPU) == said
+    assert benchmark_ways.products_of(settings_of(kind, architecture=architecture), CPU) == "products of the library"
+    with launch_product.form("own"):
+        assert "4" in benchmark_ways.products_of(settings, CPU)
 
 
 def test_settings_are_plain_values_in_every_result():
