@@ -19,7 +19,7 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError
 from lightning_csn.loss import LABELS
 from lightning_csn.models import checkpoints
-from lightning_csn.models.pixels import colours
+from lightning_csn.models.pixels import colours, lay_out_weights
 from lightning_csn.runner import is_export
 
 _log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class Teacher:
     def to(self, device: torch.device) -> None:
         """Go where the clips are."""
         self.network.to(device)
+        lay_out_weights(self.network, device)
         self._scale, self._shift = self._scale.to(device), self._shift.to(device)
         if self._order is not None:
             self._order = self._order.to(device)

@@ -110,6 +110,9 @@ class EMA(EMAWeightAveraging):
         start, steps = self.settings["start_step"], trainer.estimated_stepping_batches
         if start >= steps and not trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by Lightning
             raise InputError(f"EMA begins at step {start}, but training has only {steps} steps; lower start_step")
+        for _, average, current in self._pairs(pl_module):
+            if average.stride() != current.stride():  # laid out since `setup`; one kernel moves those that are alike
+                average.data = torch.empty_like(current, dtype=average.dtype, device=average.device).copy_(average)
         if trainer.is_global_zero:
             _log.info("EMA: averages of the weights are validated and kept (decay %g)", self.settings["decay"])
 

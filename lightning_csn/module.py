@@ -56,6 +56,7 @@ from lightning_csn.mixing import make_mixer
 from lightning_csn.models import checkpoints
 from lightning_csn.models.batchnorm import FREEZE, freeze_norms
 from lightning_csn.models.network import check_options, create_network
+from lightning_csn.models.pixels import contiguous, lay_out_state
 from lightning_csn.models.upload import upload
 from lightning_csn.optimizer import RateSchedule, check_callbacks, check_rates, configure
 from lightning_csn.precise_bn import SyncNorms, warn_of_norms
@@ -443,6 +444,11 @@ class LitCSN(ClipModule):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]  # set by Lightning's connector
             if isinstance(callback, EMA) and "callbacks" not in checkpoint:
                 callback.put_averages(checkpoint, weights_too=False)
+        # Pieces of a tensor that is laid out otherwise would be taken for others where it is spread over processes.
+        for name in ("state_dict", "current_model_state"):
+            checkpoint.get(name, {}).update(contiguous(dict(checkpoint.get(name, {}))))
+        if "optimizer_states" in checkpoint:
+            checkpoint["optimizer_states"] = contiguous(checkpoint["optimizer_states"])
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The first process goes on with what all had counted. If the weights are averages, say so.
@@ -537,7 +543,8 @@ class LitCSN(ClipModule):
         )
 
     def setup(self, stage: str) -> None:
-        """See that the classes of the data are those of the model, whose class names become the data's if it has none.
+        """See that the classes of the data are those of the model, whose class names become the data's if it has none;
+        and lay out the weights for their device.
 
         For fit a model that is in eval mode as a whole, as `from_pretrained` leaves it, goes into train mode: here and
         not later, so that Lightning's summary of it is right.
@@ -546,6 +553,7 @@ class LitCSN(ClipModule):
         """
         if stage == "fit" and isinstance(self.network, ExportedNetwork):
             raise InputError(f"{self.network.runner.source} is an exported file, which cannot be trained further")
+        super().setup(stage)
         if stage == "fit" and not any(module.training for module in self.modules()):
             self.train()
         strategy: Any = self.trainer.strategy
@@ -628,6 +636,8 @@ class LitCSN(ClipModule):
         """
         self._as_loaded = False
         self._quick.forget()
+        for optimizer in self.trainer.optimizers:
+            lay_out_state(optimizer)
         for config in self.trainer.lr_scheduler_configs:
             if isinstance(config.scheduler, RateSchedule):
                 config.scheduler.follow(self.trainer)

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from lightning_csn.clip import ClipSpec, clip_values
 from lightning_csn.errors import InputError
 from lightning_csn.models.checkpoints import Checkpoint, Loaded
-from lightning_csn.models.pixels import colours, normalised
+from lightning_csn.models.pixels import colours, lay_out_weights, normalised
 
 if TYPE_CHECKING:
     import openvino
@@ -142,6 +142,7 @@ class NetworkRunner(Runner):
         self.device = model.device
         self.form = f"PyTorch {torch.__version__}" + (", exact" if exact else "")
         self._model, self._exact = model.eval(), exact
+        lay_out_weights(model.network, model.device)
 
     def _run(self, clips: Tensor) -> Tensor:
         network = self._model.network if self._exact else self._model.inference_network()
