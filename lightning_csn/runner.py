@@ -328,7 +328,7 @@ class ExportedNetwork(nn.Module):
 
         A .pt2 runs on that device; other files where they were loaded for, which is said where it is another kind.
         """
-        if clips.device != self.runner.runs_on and self.runner.path.suffix.lower() == ".pt2":
+        if clips.device != self.runner.runs_on and is_program(self.runner.path):
             self.run_on(str(clips.device))
         if clips.device.type != self.runner.runs_on.type and not self._told:
             self._told = True
@@ -405,6 +405,15 @@ def is_export(source: object) -> bool:
     return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in KINDS
 
 
+def is_program(source: object) -> bool:
+    """Whether a source is a file of torch.export, which runs on any device that PyTorch has.
+
+    >>> is_program("model.PT2"), is_program("model.onnx"), is_program(None)
+    (True, False, False)
+    """
+    return is_export(source) and str(source).lower().endswith(".pt2")
+
+
 def load_runner(source: str | os.PathLike[str], device: str | torch.device = "auto", *, exact: bool = False) -> Runner:
     """A runner of any source: a name, folder, address or file with weights, or an exported file (.onnx, .xml, .pt2).
 
@@ -432,8 +441,8 @@ def choose_device(name: str | torch.device, source: object = None) -> torch.devi
     InputError if it is not there.
     """
     if name == "auto":
-        anywhere = not is_export(source) or str(source).lower().endswith(".pt2")
-        return torch.device("cuda" if anywhere and torch.cuda.is_available() else "cpu")
+        anywhere = not is_export(source) or is_program(source)
+        return torch.device("cuda:0" if anywhere and torch.cuda.is_available() else "cpu")  # with the index of clips'
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:  # AssertionError: a PyTorch that was built without CUDA

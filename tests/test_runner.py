@@ -65,6 +65,7 @@ def test_the_gpu_is_chosen_for_what_can_use_it(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     kinds = {source: choose_device("auto", source).type for source in (None, "ircsn_50", "a.PT2", "a.onnx", "a.xml")}
     assert kinds == {None: "cuda", "ircsn_50": "cuda", "a.PT2": "cuda", "a.onnx": "cpu", "a.xml": "cpu"}
+    assert choose_device("auto") == torch.device("cuda:0")  # as clips name theirs; "cuda" would be another to a .pt2
 
 
 @pytest.mark.parametrize(
