@@ -45,7 +45,13 @@ class EpochSums:
 
     def add(self, device: torch.device | None = None, **numbers: float | Tensor) -> None:
         """Add what a step has counted, by name; from then on the sums lie on this device."""
-        counted = [torch.as_tensor(numbers[name], dtype=torch.float32, device=device) for name in self.NAMES]
+        counted = [
+            value.to(device, torch.float32)
+            if isinstance(value := numbers[name], Tensor)
+            # Made there: a copy of a number would wait for all that the GPU has still to do.
+            else torch.full((), value, dtype=torch.float32, device=device)
+            for name in self.NAMES
+        ]
         self._sums = self._sums.to(device) + torch.stack(counted)
 
     def of_all(self, trainer: Trainer | None, device: torch.device) -> EpochSums:

@@ -242,3 +242,19 @@ def test_sums_of_an_epoch_come_back_from_checkpoints_and_from_those_of_before_th
         "train_distill": 1.5,
     }
     assert EpochSums().figures(multi_label=True, taught=False)["train_loss_epoch"] == 0
+
+
+def test_numbers_of_a_step_are_made_on_the_device_that_counts(monkeypatch):
+    """On a GPU a copy of a number would wait for everything that has been asked of it."""
+
+    def copy(value, **options):
+        raise AssertionError(f"{value} is copied")
+
+    for name in ("as_tensor", "tensor"):
+        monkeypatch.setattr(torch, name, copy)
+    sums = EpochSums.__new__(EpochSums)
+    sums._sums = torch.zeros(6)
+    number = torch.ones((), dtype=torch.int64)
+    for _ in range(2):
+        sums.add(torch.device("cpu"), clips=4, unreadable=1, short=number, loss=6.0, right=number, distance=0.0)
+    assert sums.to_list() == [8.0, 2.0, 2.0, 12.0, 2.0, 0.0]
