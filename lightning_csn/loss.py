@@ -92,7 +92,7 @@ def loss_of_nothing(network: nn.Module, nothing: Tensor, clip: ClipSpec) -> Tens
     if any(is_synchronised(norm) for norm in live_norms(network)):
         loss: Tensor = network(nothing).sum()
         return loss
-    if hasattr(network, "unshard"):  # Where it is sharded, they wait for it to run
+    if hasattr(network, "unshard"):  # where it is sharded, they wait for it to run
         training = [module for module in network.modules() if module.training]
         network.eval()  # the statistics of BatchNorm are of videos alone
         gray = torch.zeros((1, 3, clip.frames, clip.crop, clip.crop), device=nothing.device)

@@ -1,4 +1,6 @@
-"""Small videos for every test: frame n shows the number n, as a grid of bright and dark cells that codecs keep."""
+"""What tests share: small videos whose frame n shows the number n, as a grid of bright and dark cells that codecs keep,
+and folders of them; tiny clips, models, batches and loaders of noise; a quiet Trainer; a runner of scripts.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -176,13 +179,13 @@ def split_folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[
     return root
 
 
-@pytest.fixture
-def make_trainer(tmp_path: Path) -> Callable[..., Any]:
-    """A Trainer on the CPU that says nothing, and keeps checkpoints only where a callback for them is given."""
+@pytest.fixture(scope="session")
+def make_trainer_in() -> Callable[..., Any]:
+    """As `make_trainer`, with the folder that it may write into."""
     import lightning as L
     from lightning.pytorch.callbacks import ModelCheckpoint
 
-    def make(**options: Any) -> L.Trainer:
+    def make(folder: str | Path, **options: Any) -> L.Trainer:
         quiet = {
             "accelerator": "cpu",
             "logger": False,
@@ -190,11 +193,17 @@ def make_trainer(tmp_path: Path) -> Callable[..., Any]:
             "enable_model_summary": False,
             "enable_checkpointing": any(isinstance(one, ModelCheckpoint) for one in options.get("callbacks", ())),
             "num_sanity_val_steps": 0,
-            "default_root_dir": tmp_path,
+            "default_root_dir": folder,
         }
         return L.Trainer(**(quiet | options))
 
     return make
+
+
+@pytest.fixture
+def make_trainer(make_trainer_in: Callable[..., Any], tmp_path: Path) -> Callable[..., Any]:
+    """A Trainer on the CPU that says nothing, and keeps checkpoints only where a callback for them is given."""
+    return partial(make_trainer_in, tmp_path)
 
 
 @pytest.fixture(scope="session")

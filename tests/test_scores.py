@@ -65,19 +65,11 @@ class Watch(L.Callback):
 
 
 @pytest.fixture(scope="module")
-def run_test(make_model):
+def run_test(make_model, make_trainer_in):
     """The figures of a test of a folder's videos, or of other data."""
 
     def run(root, *callbacks, model=None, data=None, **options):
-        trainer = L.Trainer(
-            accelerator="cpu",
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            callbacks=list(callbacks),
-            default_root_dir=os.devnull,
-            **options,
-        )
+        trainer = make_trainer_in(os.devnull, callbacks=list(callbacks), **options)
         return trainer.test(model or make_model(), data or make_data(root), verbose=False)[0]
 
     return run
