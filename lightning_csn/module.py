@@ -71,6 +71,8 @@ _log = logging.getLogger(__name__)
 
 Batch = dict[str, Any]
 
+MODES = ("default", "reduce-overhead", "max-autotune")  # of torch.compile with inductor
+
 
 class LitCSN(ClipModule):
     """A channel-separated network that trains, is tested at video level, and predicts.
@@ -145,10 +147,11 @@ class LitCSN(ClipModule):
         freeze_bn: What of BatchNorm stays as the weights brought it: none; stats, so that training normalises by the
             running mean and variance, which no longer move, and weight and bias learn; all, so that these stay, too.
             For fine-tuning with fewer than 8 clips in a batch. Saved weights are the same in each case.
-        compile: Whether torch.compile makes one program of the network for training, with backend inductor or the one
-            named here. The first step then waits for it, and so do the first after another size of batch and after
-            GradualUnfreezing. Everything but training, and what is saved, is as without it: a run may go on with it
-            or without.
+        compile: Whether torch.compile makes one program of the network for training: true, one of its modes
+            (reduce-overhead replays the network as CUDA graphs on a GPU, max-autotune measures kernels first, default
+            is what true means) with backend inductor, or the name of another backend. The first step then waits for
+            it, and so do the first after another size of batch and after GradualUnfreezing. Everything but training,
+            and what is saved, is as without it: a run may go on with it or without.
         origin: Where the weights come from; filled in from `pretrained`.
     """
 
@@ -260,7 +263,10 @@ class LitCSN(ClipModule):
         # "balanced" is known when training begins.
         self._class_weights = None if isinstance(class_weights, str | None) else torch.tensor(list(class_weights))
         if not isinstance(compile, bool | str):
-            raise InputError(f"compile must be true, false or the name of a backend of torch.compile, got {compile!r}")
+            raise InputError(
+                f"compile must be true, false, or the name of a mode ({', '.join(MODES)}) or of a backend of "
+                f"torch.compile, got {compile!r}"
+            )
         self._teacher: Teacher | None = None  # while training lasts
         self._compiled: Callable[[Tensor], Tensor] | None = None  # the network, while training lasts
         self._mix = make_mixer(self.num_classes, mixup, cutmix)
@@ -609,17 +615,22 @@ class LitCSN(ClipModule):
             )
 
     def _compile(self) -> None:
-        backend = "inductor" if self.hparams["compile"] is True else self.hparams["compile"]
+        asked = self.hparams["compile"]
+        mode = "default" if asked is True else asked if asked in MODES else None
+        backend = "inductor" if mode else asked
+        # Not where the model is made: a checkpoint opens without the backend that it was trained with.
         if backend not in torch.compiler.list_backends(exclude_tags=()):  # those for debugging are not told of
             usual = ", ".join(torch.compiler.list_backends())
-            raise InputError(f"torch.compile has no backend {backend!r}; there are: {usual}")
+            raise InputError(
+                f"torch.compile has no mode or backend {backend!r}; modes: {', '.join(MODES)}; backends: {usual}"
+            )
         if isinstance(getattr(self.trainer.strategy, "_layer_sync", None), SyncNorms):
             raise InputError(
                 "a compiled network cannot wait for other processes within its BatchNorms: leave out compile, or "
                 "sync_batchnorm"
             )
         # Of the call, with its hooks, and not of the module, whose compiled form would name every tensor anew.
-        self._compiled = torch.compile(self.network.__call__, backend=backend)
+        self._compiled = torch.compile(self.network.__call__, backend=backend, mode=mode)
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles: a compiled program runs the network that it was made of."""

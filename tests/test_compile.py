@@ -131,14 +131,33 @@ def test_blocks_that_run_a_second_time_draw_and_count_the_same(make_trainer, tin
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
 def test_what_inductor_makes_learns_the_same_but_for_rounding(make_trainer, tiny_model):
     states = []
-    for compile in (False, True):
+    for compile in (False, True, "reduce-overhead"):  # which has CUDA graphs on a GPU, and here none
         model = tiny_model(compile=compile)
         for part in ("stem", "stage1", "stage2", "stage3"):  # fewer kernels to compile
             model.network.get_submodule(part).requires_grad_(False)
         make_trainer(max_steps=1).fit(model, loader())
         states.append(model.state_dict())
-    for name, tensor in states[0].items():
-        torch.testing.assert_close(states[1][name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+    for compiled in states[1:]:
+        for name, tensor in states[0].items():
+            torch.testing.assert_close(compiled[name], tensor, rtol=1e-3, atol=1e-5, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("asked", "backend", "mode"),
+    [
+        (True, "inductor", "default"),
+        ("reduce-overhead", "inductor", "reduce-overhead"),
+        ("max-autotune", "inductor", "max-autotune"),
+        ("eager", "eager", None),
+    ],
+)
+def test_a_mode_and_a_backend_are_told_apart(make_trainer, tiny_model, monkeypatch, asked, backend, mode):
+    made = []
+    monkeypatch.setattr(torch, "compile", lambda call, **options: made.append(options) or call)
+    model = tiny_model(compile=asked)
+    make_trainer(max_steps=1).fit(model, loader())
+    assert made == [{"backend": backend, "mode": mode}]
+    assert model.hparams["compile"] == asked
 
 
 def test_a_copy_and_a_pickle_of_a_model_in_training_are_of_the_network_alone(make_trainer, tiny_model, programs):
@@ -168,9 +187,13 @@ def test_statistics_of_a_compiled_network_are_counted_without_compiling_it_anew(
 
 
 def test_what_is_no_backend_is_refused(make_trainer, tiny_model):
-    with pytest.raises(InputError, match="compile must be true, false or the name of a backend"):
+    with pytest.raises(
+        InputError, match=r"compile must be true, false, or the name of a mode \(default, .* or of a backend"
+    ):
         tiny_model(compile=3)
-    with pytest.raises(InputError, match=r"torch\.compile has no backend 'indctor'; there are: .*inductor"):
+    with pytest.raises(
+        InputError, match=r"has no mode or backend 'indctor'; modes: default, reduce-overhead, .*inductor"
+    ):
         make_trainer(fast_dev_run=True).fit(tiny_model(compile="indctor"), loader())
 
 
