@@ -179,3 +179,19 @@ def test_settings_are_plain_values_in_every_result():
     plain = settings_of(checkpointing=(1, 3), forms=("folded",)).to_dict()
     assert json.loads(json.dumps(plain)) == plain
     assert (plain["clip"], plain["checkpointing"], plain["forms"]) == ([2, 32, 32], [1, 3], ["folded"])
+
+
+@pytest.mark.parametrize(
+    ("form", "counted", "peak"),
+    [("trained", True, 700), ("file", True, 700), ("file", False, None), ("int8", False, 700)],
+)
+def test_memory_of_a_gpu_is_what_a_step_adds_and_unknown_where_another_runtime_has_it(form, counted, peak, monkeypatch):
+    for name, value in (("memory_allocated", 300), ("max_memory_allocated", 1000)):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    for name in ("reset_peak_memory_stats", "synchronize"):
+        monkeypatch.setattr(torch.cuda, name, lambda _: None)
+    monkeypatch.setattr(benchmark_ways, "make_step", lambda *_: lambda: None)
+    monkeypatch.setattr(benchmark_ways, "path_of", lambda *_: "")
+    way = Way("one", "auto", "contiguous", form=form)
+    measured, _ = benchmark_ways.start(way, settings_of("infer", counted=counted), torch.device("cuda"))
+    assert measured.memory_bytes == peak
