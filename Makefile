@@ -1,5 +1,6 @@
 # make demo: from nothing to a tested network, with the answers on a picture.  make test: environment, lint, types, tests.
-# make gpu: what only an NVIDIA GPU can show, into gpu/: the tests that are skipped elsewhere, tuned kernels, speed.
+# make gpu: what only an NVIDIA GPU can show, into gpu/: the files of tests that find one to run on; tuned kernels; every
+#   layer alone; a training step by the kernels, fused, compiled, and in CUDA graphs; the largest batch; answers.
 # PYTHON names the interpreter that the environment is made with (3.10 or newer); VENV where it lies.
 PYTHON ?= python3
 VENV ?= .venv
@@ -26,12 +27,15 @@ NETWORK := --architecture ircsn_152 --clip 32x224x224 --batch 8 --precision bf16
 
 gpu: $(VENV)/ready-dev
 	mkdir -p gpu
-	$(BIN)/python -m pytest tests/test_depthwise.py tests/test_fused.py tests/test_training_speed.py tests/test_augment.py
+	$(BIN)/python -m pytest tests/test_depthwise.py tests/test_fused.py tests/test_training_speed.py tests/test_augment.py tests/test_callbacks.py
 	$(BIN)/lightning-csn benchmark train $(NETWORK) --tune --json > gpu/tuned.json
 	$(BIN)/lightning-csn benchmark train $(NETWORK) --layers --json > gpu/layers.json
 	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend triton --json > gpu/kernels.json
 	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --json > gpu/fused.json
 	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --compile --json > gpu/fused_compiled.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --compile reduce-overhead --json > gpu/fused_compiled_graphs.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --cuda-graphs --json > gpu/fused_graphs.json
+	$(BIN)/lightning-csn benchmark train $(NETWORK) --backend fused --find-batch --json > gpu/fused_batch.json
 	$(BIN)/lightning-csn benchmark infer $(NETWORK) --backend fused --json > gpu/infer.json
 
 $(BIN)/python:

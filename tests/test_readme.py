@@ -81,9 +81,14 @@ def test_what_make_gpu_runs_is_there():
     done = subprocess.run(["make", "--dry-run", "gpu"], cwd=ROOT, capture_output=True, text=True, check=True)
     lines = [shlex.split(line) for line in done.stdout.splitlines()]
     (tests,) = ([word for word in line if word.startswith("tests/")] for line in lines if "pytest" in line)
-    assert all((ROOT / file).is_file() for file in tests)
+    asks = re.compile(r"not torch\.cuda\.is_available\(\)|\"cuda\" if torch\.cuda\.is_available\(\)")
+    assert sorted(tests) == sorted(
+        f"tests/{path.name}" for path in (ROOT / "tests").glob("test_*.py") if asks.search(path.read_text())
+    )
     benchmarks = [line[1 : line.index(">")] for line in lines if line[0].endswith("lightning-csn")]
-    assert len(benchmarks) == 6
+    assert len(benchmarks) == 9
+    for option in ("--tune", "--layers", "--compile", "reduce-overhead", "--cuda-graphs", "--find-batch"):
+        assert any(option in words for words in benchmarks), option
     for words in benchmarks:
         assert make_parser().parse_args(words).run is COMMANDS["benchmark"].run
 
