@@ -205,6 +205,9 @@ def shape_text(clip: Sequence[int]) -> str:
 
 def check(args: Namespace) -> tuple[Settings, torch.device]:
     """The settings and the device, or an InputError that says why they make no sense."""
+    import torch
+
+    from lightning_csn.models.depthwise import unsupported
     from lightning_csn.models.network import ARCHITECTURES, list_networks
     from lightning_csn.runner import choose_device
 
@@ -223,6 +226,11 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         raise InputError("--find-batch needs a GPU: a CPU that runs out of memory takes other programs with it")
     if args.cuda_graphs and not gpu:
         raise InputError("--cuda-graphs needs a GPU")
+    if args.backend in ("triton", "fused"):  # asked for by name: what would run in its place is not what is measured
+        dtype = getattr(torch, PRECISIONS[precision])
+        reason = unsupported(device.type, dtype, 5, (1, 3, 3, 3), (1, 1, 1))
+        if reason is not None:
+            raise InputError(f"--backend {args.backend}: {reason}; without it the quickest way on this machine runs")
     if args.cuda_graphs and (args.compile or precision == "fp16"):
         raise InputError(
             "--cuda-graphs records eager steps in bf16 or fp32 (the loss scaling of fp16 waits for the GPU); "

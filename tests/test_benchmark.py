@@ -467,6 +467,15 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     launch.measured.cache_clear()
 
 
+@pytest.mark.parametrize("backend", ["triton", "fused"])
+def test_kernels_where_they_cannot_run_are_refused(backend, capsys, monkeypatch):
+    depthwise.unsupported.cache_clear()
+    monkeypatch.setattr(depthwise, "interpreted", lambda: False)
+    assert main(["benchmark", "train", *TINY, f"--backend={backend}"]) == 2
+    depthwise.unsupported.cache_clear()
+    assert f"--backend {backend}: Triton" in capsys.readouterr().err
+
+
 def test_tune_without_triton_is_refused(capsys, monkeypatch):
     depthwise.unsupported.cache_clear()
     monkeypatch.setattr(depthwise, "interpreted", lambda: False)
