@@ -316,7 +316,7 @@ def page() -> str:
         "## A cold first step",
         "",
         "A fused training step of any depth compiles 28 kernels, since all layers of CSN share them: for compute",
-        "capability 9.0 in 18 s of one core, as measured once on a virtual AMD EPYC (Triton 3.9, bf16, B = 8; shared",
+        "capability 9.0 in 14 s of one core, as measured once on a virtual AMD EPYC (Triton 3.9, bf16, B = 8; shared",
         "with others it took 38 s there). Each kernel is held against its definition with tensors that need no other",
         "one. Measure it on any machine:",
         "`TRITON_ALWAYS_COMPILE=1 python tests/compile_kernels.py --seconds step`.",
