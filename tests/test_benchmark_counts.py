@@ -127,7 +127,9 @@ def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
 
 
 def test_steps_of_products_are_those_of_their_role_and_equal_widths_are_measured_together(monkeypatch):
-    launch_product = pytest.importorskip("lightning_csn.models.launch_product")
+    pytest.importorskip("triton")
+    from lightning_csn.models import launch_product
+
     ran, measured = [], []
     for name in ("product_statistics", "product_gradient", "statistics_sum", "normalised_sum_gradient"):
         monkeypatch.setattr(launch_product, name, lambda *_, name=name: ran.append(name))
@@ -166,7 +168,9 @@ def test_steps_of_products_are_those_of_their_role_and_equal_widths_are_measured
     ],
 )
 def test_path_says_which_products_are_our_own(architecture, kind, said, monkeypatch, tmp_path):
-    launch_product = pytest.importorskip("lightning_csn.models.launch_product")
+    pytest.importorskip("triton")
+    from lightning_csn.models import launch_product
+
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
     settings = settings_of(kind, architecture=architecture, precision="bf16")
     assert benchmark_ways.products_of(settings, CPU) == said
