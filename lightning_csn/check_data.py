@@ -17,8 +17,8 @@ from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
     from lightning_csn.clip import ClipSpec
-    from lightning_csn.data.check import Report
     from lightning_csn.data.index import Entry
+    from lightning_csn.data.report import Report
 
 INDEX = "lightning_csn_index.jsonl"  # in the folder where the command runs: the videos' own is not ours to write to
 CLIP_EXAMPLE = """JSON such as '{"frames": 32, "step": 2}'"""
@@ -99,10 +99,14 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
     from lightning_csn.cli import note
     from lightning_csn.data.annotations import list_videos
-    from lightning_csn.data.check import PREDICT, READ_SECONDS, UNREADABLE_LIMIT, examine, find_copies, read_files
+    from lightning_csn.data.copies import find_copies
+    from lightning_csn.data.examine import examine
     from lightning_csn.data.index import Stamp
     from lightning_csn.data.motion import usable_processors
+    from lightning_csn.data.problems import UNREADABLE_LIMIT
+    from lightning_csn.data.report import PREDICT
     from lightning_csn.data.samples import Sample
+    from lightning_csn.data.survey import READ_SECONDS, read_files
 
     if args.root is not None and Path(args.root).expanduser().is_file():
         raise InputError(
@@ -174,11 +178,12 @@ def check_place(page: str) -> None:
 def write_page(args: Namespace, report: Report) -> None:
     """The page, with pictures, whole or not at all."""
     from lightning_csn.check_report import as_html, pictured
-    from lightning_csn.data.check import READ_SECONDS, take_pictures
+    from lightning_csn.data.filmstrip import take_strips
     from lightning_csn.data.motion import usable_processors
+    from lightning_csn.data.survey import READ_SECONDS
 
     paths = pictured(report)
-    taken = take_pictures(paths, workers=args.workers or usable_processors(), seconds=args.timeout or READ_SECONDS)
+    taken = take_strips(paths, workers=args.workers or usable_processors(), seconds=args.timeout or READ_SECONDS)
     pictures = dict(progress(taken, len(paths), "pictures"))
     page = as_html(report, pictures, when=time.strftime("%Y-%m-%d %H:%M"))
     file = Path(args.html).expanduser()

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_csn import __version__
-from lightning_csn.data.check import NOTE, UNSAFE, WARNING, Bin, Problem, Report, Row, rate_text, reason_of
+from lightning_csn.data.report import NOTE, UNSAFE, WARNING, Bin, Problem, Report, Row, rate_text
 
 MOST_NAMED, MOST_FAULTY = 5, 50  # files of a problem in the text: those that are at fault are to be found there
 FAULTS = ("missing", "unreadable", "damaged", "cut short", "train and test", "two labels")
@@ -51,7 +51,7 @@ def files_text(report: Report) -> str:
     for path, row in sorted({row.path: row for row in report.rows}.items()):
         name, entry = short_path(report, path), row.entry
         if entry is None or entry.info is None:
-            lines.append((name, *("-",) * 7, "not there" if row.missing else reason_of(row)))
+            lines.append((name, *("-",) * 7, "not there" if row.missing else row.reason))
             continue
         info = entry.info
         remarks = ["rate varies"] * info.variable_rate + ["mirrored"] * info.mirrored

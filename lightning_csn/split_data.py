@@ -50,7 +50,7 @@ def run_split_data(args: Namespace) -> int:
     from lightning_csn.cli import note
     from lightning_csn.data import shards
     from lightning_csn.data.annotations import find_samples
-    from lightning_csn.data.check import find_copies
+    from lightning_csn.data.copies import find_copies
     from lightning_csn.data.index import stamp_of
     from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.names import SPLITS

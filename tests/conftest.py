@@ -180,6 +180,53 @@ def split_folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[
 
 
 @pytest.fixture(scope="session")
+def entry_of() -> Callable[..., Any]:
+    """What an index holds of a file: a good one of two seconds, but for these values of its VideoInfo; or an error."""
+    from lightning_csn.data.index import Entry
+    from lightning_csn.data.video import VideoInfo
+
+    good = {"num_frames": 50, "fps": 25.0, "height": 48, "width": 64, "codec": "h264"}
+
+    def make(path: str, info: dict[str, Any] | None = None, *, error: str | None = None, **values: Any) -> Entry:
+        found = VideoInfo(**good | (info or {})) if error is None else None
+        return Entry(path=path, bytes=1, mtime_ns=1, info=found, error=error, **values)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def report_of(entry_of: Callable[..., Any]) -> Callable[..., Any]:
+    """What is said of a collection: split -> (path, label) or (path, label, part) of each sample, and its `entries` by
+    their paths; files without one are good.
+    """
+    from lightning_csn.data.examine import examine
+    from lightning_csn.data.samples import Collection, Sample
+
+    def make(
+        given: dict[str, list[Any]],
+        copies: Sequence[Sequence[str]] = (),
+        *,
+        classes: Sequence[str] = ("run", "walk"),
+        missing: tuple[tuple[str, str], ...] = (),
+        clip: Any = None,
+        limit: float = 0.1,
+        frames_fps: float | None = None,
+        **entries: Any,
+    ) -> Any:
+        samples = {
+            split: [Sample(path, label, number, *part) for number, (path, label, *part) in enumerate(there)]
+            for split, there in given.items()
+        }
+        every = [sample for there in samples.values() for sample in there]
+        several = any(isinstance(sample.label, tuple) for sample in every)
+        found = {sample.path: entry_of(sample.path) for sample in every} | entries
+        collection = Collection(samples, list(classes), "test", several, missing)
+        return examine(collection, found, copies, clip=clip, limit=limit, frames_fps=frames_fps)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_trainer_in() -> Callable[..., Any]:
     """As `make_trainer`, with the folder that it may write into."""
     import lightning as L

@@ -12,9 +12,9 @@ import time
 import pytest
 
 from lightning_csn.check_data import NOT_SAFE, SAFE, check_data_options, choose_clip, run_check_data
-from lightning_csn.data import check as check_module
-from lightning_csn.data.check import look
+from lightning_csn.data import survey
 from lightning_csn.data.index import VideoIndex
+from lightning_csn.data.survey import look
 from lightning_csn.data.video import Video
 from lightning_csn.errors import InputError
 
@@ -31,10 +31,10 @@ CLIP = {
 MAIN = """
 import argparse, sys
 from lightning_csn.check_data import check_data_options, run_check_data
-from lightning_csn.data import check
+from lightning_csn.data import survey
 from test_check_data import look_for_long
 if __name__ == "__main__":
-    check.look = look_for_long
+    survey.look = look_for_long
     parser = argparse.ArgumentParser()
     check_data_options(parser)
     try:
@@ -196,7 +196,7 @@ def test_folders_of_pictures_have_the_rate_that_is_given(check, tmp_path):
 
 
 def test_a_file_that_never_ends_does_not_hold_up_the_others(check, tmp_path, make_video, monkeypatch):
-    monkeypatch.setattr(check_module, "look", look_for_long)
+    monkeypatch.setattr(survey, "look", look_for_long)
     for name in ("good", "endless"):
         make_video(tmp_path / "data" / "a" / f"{name}.mp4", frames=3)
     code, text, _ = check("data", "--timeout", "3")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from lightning_csn.check_report import MOST_ROWS, as_html, as_text, pictured
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.check import examine
+from lightning_csn.data.examine import examine
 from lightning_csn.data.index import Entry
 from lightning_csn.data.samples import Collection, Sample
 from lightning_csn.data.video import VideoInfo

@@ -130,7 +130,7 @@ def _context() -> Any:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["lightning_csn.data.check"])  # imported once, not in each process
+    context.set_forkserver_preload(["lightning_csn.data.survey"])  # imported once, not in each process
     return context
 
 

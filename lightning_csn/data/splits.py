@@ -41,7 +41,7 @@ def split_samples(
         the same first group in brackets, stay together. Without it, UCF101's groups are found by themselves; parts of
         one video always stay together.
     classes: names for messages.
-    copies: groups of paths of the same content (see check.find_copies), which stay together too, whatever their label.
+    copies: groups of paths of the same content (see copies.py), which stay together too, whatever their label.
 
     Neither the order of `samples` nor the machine matters, only paths, labels and the seed. Each split is sorted by
     path and numbered anew. InputError where a split would get nothing, or where nothing matches `group`.
