@@ -98,11 +98,11 @@ def run_check_data(args: Namespace) -> int:
 def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
     from lightning_csn.cli import note
-    from lightning_csn.data.annotations import list_videos
     from lightning_csn.data.copies import find_copies
     from lightning_csn.data.examine import examine
     from lightning_csn.data.index import Stamp
     from lightning_csn.data.motion import usable_processors
+    from lightning_csn.data.names import list_videos
     from lightning_csn.data.problems import UNREADABLE_LIMIT
     from lightning_csn.data.report import PREDICT
     from lightning_csn.data.samples import Sample

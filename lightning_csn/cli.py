@@ -140,7 +140,7 @@ def find_videos(named: Sequence[str]) -> list[str]:
 
     InputError for a folder without any, and where nothing of all that is named is there.
     """
-    from lightning_csn.data.annotations import list_videos
+    from lightning_csn.data.names import list_videos
 
     paths: list[str] = []
     for name in named:

@@ -56,6 +56,38 @@ def number_shown(frame: torch.Tensor) -> int:
     return number
 
 
+def touch(root: Path, *names: str) -> Path:
+    """Empty files of these names in a folder, which is given back."""
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    return root
+
+
+def write(path: Path, text: str) -> Path:
+    """A file with this text."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def found(collection: Any, root: Path, split: str) -> list[tuple[Any, ...]]:
+    """Path and name of the label, or names of several, of each sample; with its part, where it is one."""
+    classes = collection.classes
+    answers: list[tuple[Any, ...]] = []
+    for number, sample in enumerate(collection.samples[split]):
+        assert sample.video == number
+        label = sample.label
+        if isinstance(label, tuple):
+            name: object = tuple(classes[i] for i in label)
+        else:
+            name = classes[label] if label >= 0 else None
+        path = Path(sample.path).relative_to(root).as_posix()
+        answers.append((path, name) if sample.part is None else (path, name, sample.part))
+    return answers
+
+
 def write_video(
     path: Path,
     *,

@@ -6,18 +6,11 @@ import logging
 from pathlib import Path
 
 import pytest
+from conftest import found, touch, write
 
 from lightning_csn.data.annotations import find_samples
 from lightning_csn.data.samples import Sample
 from lightning_csn.errors import InputError
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def named(samples: list[Sample], root: Path) -> list[tuple[str, int, int]]:
@@ -208,3 +201,77 @@ def test_what_is_wrong_in_a_list_is_said_with_file_and_line(tmp_path, text, mess
     (tmp_path / "val.csv").write_text(text)
     with pytest.raises(InputError, match=message):
         find_samples(tmp_path, lists={"val": tmp_path / "val.csv"}, classes=["run", "jump"])
+
+
+def test_names_with_the_ending_of_another_file_are_found_by_their_stem_and_said(tmp_path, caplog):
+    write(tmp_path / "lists/train_data.csv", "fname,label,comment\na.npy,run,None\nb.npy,jump,x\n")
+    write(tmp_path / "lists/val_data.csv", "fname,label,comment\nc.npy,run,None\n")
+    touch(tmp_path, "train/run/a.mp4", "train/jump/b.mp4", "train/run/c.mp4")
+    collection = find_samples(tmp_path)
+    assert found(collection, tmp_path / "train", "train") == [("run/a.mp4", "run"), ("jump/b.mp4", "jump")]
+    assert found(collection, tmp_path / "train", "val") == [("run/c.mp4", "run")]
+    assert "train_data.csv names .npy files; the .mp4 files called the same are taken" in caplog.text
+
+
+def test_paths_that_are_found_in_another_folder_are_said_and_those_of_some_are_missing(tmp_path, caplog):
+    touch(tmp_path, "train/run/1.mp4", "train/run/2.mp4", "val/run/1.mp4")
+    write(tmp_path / "mistyped.txt", "trian/run/1.mp4 run\ntrian/run/2.mp4 run\n")
+    collection = find_samples(tmp_path, lists={"train": tmp_path / "mistyped.txt"})
+    assert found(collection, tmp_path / "train/run", "train") == [("1.mp4", "run"), ("2.mp4", "run")]
+    said = "mistyped.txt: 2 of 2 paths were found in train/run/ by their names, where trian/run/ is written"
+    assert said in caplog.text
+    caplog.clear()
+    write(tmp_path / "v.txt", "val/run/1.mp4 run\nval/run/2.mp4 run\n")
+    collection = find_samples(tmp_path, lists={"val": tmp_path / "v.txt"})
+    assert found(collection, tmp_path / "val/run", "val") == [("1.mp4", "run"), ("2.mp4", "run")]  # no video of train
+    assert [record.message for record in caplog.records] == [
+        f"{tmp_path}/v.txt: 1 of 2 videos are not there, such as {tmp_path}/val/run/2.mp4"
+    ]
+
+
+def test_rows_of_another_split_than_their_list_are_left_out_and_said(tmp_path, caplog):
+    path = write(tmp_path / "all.csv", "path,label,split\na.mp4,run,train\nb.mp4,run,val\n")
+    touch(tmp_path, "a.mp4", "b.mp4")
+    collection = find_samples(lists={"train": path})
+    assert found(collection, tmp_path, "train") == [("a.mp4", "run")]
+    assert "1 rows are left out, for they belong to another split than their file" in caplog.text
+
+
+def test_numbers_may_have_gaps_and_no_decimals_and_minus_1_is_not_known(tmp_path):
+    touch(tmp_path, "a.mp4", "b.mp4", "c.mp4")
+    write(tmp_path / "train.txt", "a.mp4 0.0\nb.mp4 10.0\nc.mp4 2\n")
+    write(tmp_path / "test.txt", "a.mp4 -1\nb.mp4 -1\n")
+    collection = find_samples(tmp_path)
+    assert collection.classes == [str(number) for number in range(11)]
+    assert [sample.label for sample in collection.samples["train"]] == [0, 10, 2]
+    assert [sample.label for sample in collection.samples["test"]] == [-1, -1]
+    write(tmp_path / "test.txt", "a.mp4 -2\n")
+    with pytest.raises(InputError, match=r"test.txt, line 1: the label '-2' is none of the 11 classes, 0 to 10"):
+        find_samples(tmp_path)
+    (tmp_path / "test.txt").unlink()
+    write(tmp_path / "train.txt", "a.mp4 20261122131500\n")
+    with pytest.raises(InputError, match="20261122131500 is a label, and too large for the number of a class"):
+        find_samples(tmp_path)
+
+
+def test_numbers_from_1_are_said(tmp_path, caplog):
+    path = write(tmp_path / "train.txt", "a.mp4 1\na.mp4 2\n")
+    touch(tmp_path, "a.mp4")
+    assert find_samples(lists={"train": path}).classes == ["0", "1", "2"]
+    assert "labels go from 1 to 2: there is a class 0 too, of which no video is" in caplog.text
+
+
+def test_videos_of_a_list_that_are_not_there_stay_and_are_counted(tmp_path, caplog):
+    path = write(tmp_path / "train.txt", "a.mp4 run\ngone.mp4 run\n")
+    touch(tmp_path, "a.mp4")
+    collection = find_samples(tmp_path, lists={"train": path})
+    assert [Path(sample.path).name for sample in collection.samples["train"]] == ["a.mp4", "gone.mp4"]
+    assert "train.txt: 1 of 2 videos are not there, such as" in caplog.text
+
+
+def test_a_list_whose_videos_are_elsewhere_is_told_from_no_list(tmp_path, caplog):
+    write(tmp_path / "train.csv", "path,label\nnowhere/a.mp4,run\n")
+    with pytest.raises(
+        InputError, match=r"train.csv, line 2: no such file: .*nowhere/a.mp4, nor any other that is nam"
+    ):
+        find_samples(tmp_path)

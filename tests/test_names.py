@@ -6,17 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from conftest import touch
 
 from lightning_csn.data.names import Place, Places, Wanted, files_in, folders_in, holds_frames, list_videos
 from lightning_csn.errors import InputError
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 @pytest.mark.parametrize(

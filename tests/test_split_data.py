@@ -6,8 +6,10 @@ from argparse import ArgumentParser
 from pathlib import Path
 
 import pytest
+from conftest import touch
 
-from lightning_csn.data.annotations import find_samples, read_list
+from lightning_csn.data.annotations import find_samples
+from lightning_csn.data.list_files import read_list
 from lightning_csn.data.samples import Collection, Part
 from lightning_csn.errors import InputError
 from lightning_csn.split_data import run_split_data, split_data_options
@@ -17,14 +19,6 @@ def split_data(*words: object) -> int:
     parser = ArgumentParser()
     split_data_options(parser)
     return run_split_data(parser.parse_args([str(word) for word in words]))
-
-
-def touch(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
-    return root
 
 
 def read_back(root: Path, out: Path) -> Collection:

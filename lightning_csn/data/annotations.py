@@ -16,15 +16,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lightning_csn.data import shards
-from lightning_csn.data.layouts import (
-    LAYOUTS,
-    Row,
-    Source,
-    Table,
-    forget_texts,
-    picture_numbers,
-)
-from lightning_csn.data.list_files import place_paths, read_classes, read_list, without_twins
+from lightning_csn.data.layouts import LAYOUTS
+from lightning_csn.data.list_files import read_classes, without_twins
+from lightning_csn.data.list_sources import Source, forget_texts
+from lightning_csn.data.list_tables import Row, Table
 from lightning_csn.data.names import (
     PICTURE_ENDINGS,
     SPLITS,
@@ -35,11 +30,10 @@ from lightning_csn.data.names import (
     folders_in,
     is_video,
     list_videos,
+    picture_numbers,
 )
 from lightning_csn.data.samples import Collection, Label, Part, Sample
 from lightning_csn.errors import InputError, check_choice
-
-__all__ = ["LAYOUTS", "find_samples", "list_videos", "place_paths", "read_list"]
 
 _log = logging.getLogger(__name__)
 

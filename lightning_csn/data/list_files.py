@@ -1,6 +1,7 @@
-"""List files, line by line: "path label" with any delimiter, spaces in names, and more columns where there are any.
+"""List files, line by line: "path label" with any delimiter, spaces in names, and more columns where there are any;
+and the files beside them that name classes.
 
-What the columns mean is for layouts.py.
+What the columns mean is for list_columns.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from lightning_csn.data.names import ENDINGS, is_video, last_name
 from lightning_csn.errors import InputError
 
+PROBED = 20  # lines of a list that are looked at, to know what it is
 DELIMITERS = "\t;|,"  # a path without an ending ends at the first of these that its line has; else at a space
 PATH_COLUMNS: tuple[str, ...] = ("path", "file", "file_path", "filepath", "file_name", "filename", "fname", "video")
 PATH_COLUMNS += ("video_path", "video_name", "vid_name", "video_id", "vid", "clip", "name", "id")

@@ -71,6 +71,13 @@ def picture_number(name: str) -> Numbered | None:
     return Numbered(match[1], int(match[2]), match[3])
 
 
+def picture_numbers(folder: Path) -> list[int]:
+    """The numbers in the names of a folder's pictures, ascending."""
+    if not folder.is_dir():
+        return []
+    return sorted({numbered.number for name in os.listdir(folder) if (numbered := picture_number(name))})
+
+
 def holds_frames(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder is a video in pictures: numbered pictures in it, and neither videos nor folders."""
     try:
