@@ -29,6 +29,13 @@ os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # what torch.use_de
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script starts in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C, and so do programs that they start
 
+END_TOGETHER = """
+import torch.distributed
+if torch.distributed.is_initialized():  # a process that ends while another still talks to it can make that one abort
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+"""
+
 ROWS, COLUMNS = 2, 4  # of the grid: eight cells, numbers 0 to 255
 DARK, BRIGHT = 40, 215
 COLOURS = {"clapping": (1, 0, 0), "jumping": (0, 1, 0), "waving": (0, 0, 1)}  # one a class, so that a network can learn
@@ -376,19 +383,22 @@ def run_script() -> Callable[..., str]:
         environment["GLOO_SOCKET_IFNAME"] = "lo"  # whatever the name of the machine may stand for
 
     def run(folder: Path, script: str, *arguments: object, code: int = 0) -> str:
-        (folder / "script.py").write_text(script)
-        done = subprocess.run(
+        (folder / "script.py").write_text(script + END_TOGETHER)
+        with subprocess.Popen(
             [sys.executable, "script.py", *map(str, arguments)],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=300,
             start_new_session=True,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout
-        return done.stdout
+        ) as process:
+            try:
+                said, _ = process.communicate(timeout=1200)
+            except BaseException:  # none of them goes on beside other tests
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+        assert process.returncode == code, said
+        return said
 
     return run
