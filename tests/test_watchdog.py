@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from lightning_csn.data import watchdog
 from lightning_csn.data.video import Video, VideoError
 from lightning_csn.data.watchdog import ReadTimeoutError, Watchdog, WatchedReader
 
-LONG = 60  # seconds; no test waits for it
+LONG = 300  # seconds; no test waits for it
 
 
 class Slow(io.BytesIO):
@@ -81,13 +82,33 @@ def test_what_hangs_is_given_up_with_path_and_seconds():
     wait_until(lambda: late == [True])
 
 
-def test_the_calls_for_one_video_share_its_time():
+@pytest.fixture
+def clock(monkeypatch):
+    """Time that goes on only where a test says so, and is over for a call once `hangs`; left: what each call had."""
+    clock = SimpleNamespace(now=100.0, left=[], hangs=lambda: False)
+
+    def wait(call, seconds):
+        clock.left.append(seconds)
+        while not call._done.wait(0.01):
+            if clock.hangs():
+                return False
+        return True
+
+    monkeypatch.setattr(watchdog, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr(watchdog._Call, "wait", wait)
+    return clock
+
+
+def test_the_calls_for_one_video_share_its_time(clock):
+    def take(seconds):
+        clock.now += seconds
+
     watched = Watchdog(0.3, "a.mp4")
-    watched.call(time.sleep, 0.2)
-    began = time.monotonic()
+    watched.call(take, 0.2)
+    clock.hangs = lambda: True
     with pytest.raises(ReadTimeoutError, match=r"within 0\.3 seconds"):
         watched.call(watched.cancelled.wait)
-    assert time.monotonic() - began < 0.25
+    assert clock.left == pytest.approx([0.3, 0.1])
 
 
 def test_an_interruption_leaves_the_thread_behind(monkeypatch):
@@ -98,8 +119,9 @@ def test_an_interruption_leaves_the_thread_behind(monkeypatch):
     assert watched.cancelled.is_set()
 
 
-def test_a_reader_that_hangs_is_closed_by_its_own_thread():
+def test_a_reader_that_hangs_is_closed_by_its_own_thread(clock):
     made = []
+    clock.hangs = lambda: made and made[0].inside.is_set()
 
     def open_reader(*, cancelled):
         made.append(Reader(threading.Event()))
@@ -107,7 +129,6 @@ def test_a_reader_that_hangs_is_closed_by_its_own_thread():
 
     with pytest.raises(ReadTimeoutError), WatchedReader(open_reader, seconds=0.1, name="a.mp4") as watched:
         watched.frames([0])
-    assert made[0].inside.is_set()
     assert not made[0].closed.is_set()
     made[0].cancelled.set()  # what hung goes on
     wait_until(made[0].closed.is_set)
@@ -128,18 +149,17 @@ def test_a_file_that_opens_too_late_is_closed():
     wait_until(lambda: made and made[0].closed.is_set())
 
 
-def test_a_file_object_that_blocks(tmp_path, make_video):
-    content = make_video(tmp_path / "a.mp4", frames=20).read_bytes()
-    slow, threads = Slow(content), threading.active_count()
+def test_a_file_object_that_blocks(tmp_path, make_video, clock):
+    slow, threads = Slow(make_video(tmp_path / "a.mp4", frames=20).read_bytes()), set(threading.enumerate())
+    clock.hangs = lambda: slow.waits.is_set() and not slow.go_on.is_set()
 
     def open_slow(*, cancelled):
         return Video(slow, name="slow.mp4", cancelled=cancelled)
 
     with pytest.raises(ReadTimeoutError, match=r"slow\.mp4: not read within 0\.2 seconds"):
         WatchedReader(open_slow, seconds=0.2, name="slow.mp4")
-    assert slow.waits.is_set()
     slow.go_on.set()
-    wait_until(lambda: threading.active_count() == threads)  # it has ended, without having read the file
+    wait_until(lambda: threads.issuperset(threading.enumerate()))  # it has ended, without having read the file
     slow.seek(0)
     with WatchedReader(open_slow, seconds=LONG, name="slow.mp4") as watched:
         assert (watched.info.num_frames, len(watched.times)) == (20, 20)
@@ -157,7 +177,7 @@ class Fifos(Dataset):
 
     def __getitem__(self, index: int) -> str:
         try:
-            return Watchdog(0.2, self.path).call(self.read, index)
+            return Watchdog(0.2 if index == 1 else LONG, self.path).call(self.read, index)
         except ReadTimeoutError as error:
             return str(error)
 

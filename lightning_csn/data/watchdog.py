@@ -60,8 +60,8 @@ class Watchdog:
         """
         if self._left is None:
             return function(*args, **options)
-        call = _Call(function, args, options, if_late)
         began = time.monotonic()
+        call = _Call(function, args, options, if_late)
         try:
             in_time = call.wait(self._left)
         except BaseException:  # Ctrl-C: nobody waits for the thread any more
