@@ -27,6 +27,7 @@ from lightning_csn.data.index import Entry, IndexWriter, stamp_of
 from lightning_csn.data.order import EachVideoOnce, TrainOrder
 from lightning_csn.data.reading import open_video
 from lightning_csn.data.samples import count_text
+from lightning_csn.data.watchdog import WatchedReader
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
@@ -331,12 +332,13 @@ def test_unreadable_videos_become_gray_if_asked(damaged):
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_unreadable_training_videos_end_the_run_if_asked(damaged, num_workers):
+    before = set(multiprocessing.active_children())
     module = data(damaged, on_unreadable={"train": "raise"}, unreadable_limit=0.5, num_workers=num_workers)
     with pytest.raises(InputError) as error:
         trainer().fit(Recorder(), module)
     assert str(error.value).startswith(str(damaged / "train" / "worse" / "b.mp4"))
     assert "Traceback" not in str(error.value)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
     model = Recorder()
     trainer().validate(model, module, verbose=False)  # the stage has a policy of its own
     assert model.videos("val") == [0]
@@ -369,7 +371,11 @@ def test_a_read_that_hangs_is_given_up(damaged, monkeypatch):
             options["cancelled"].wait()
         return open_video(path, **options)
 
+    def patient(open_reader, *, seconds, name):  # with the others, however busy the machine is
+        return WatchedReader(open_reader, seconds=seconds if name.endswith("b.mp4") else None, name=name)
+
     monkeypatch.setattr(dataset, "open_video", hang_or_open)
+    monkeypatch.setattr(dataset, "WatchedReader", patient)
     model = Recorder()
     trainer().fit(model, data(damaged, read_timeout=0.3, unreadable_limit=1))
     for stage in ("train", "val"):
@@ -703,9 +709,10 @@ def test_there_is_a_worker_for_each_processor(split_folder, monkeypatch, process
 
 def test_workers_read_as_one_process_does(split_folder):
     alone, helped = Recorder(), Recorder()
+    before = set(multiprocessing.active_children())
     trainer().test(alone, data(split_folder), verbose=False)
     trainer().test(helped, data(split_folder, num_workers=2), verbose=False)
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
     for batch, same in zip(helped.seen["test"], alone.seen["test"], strict=True):
         assert torch.equal(batch["clips"], same["clips"])
         assert torch.equal(batch["videos"], same["videos"])
