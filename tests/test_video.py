@@ -905,7 +905,7 @@ def test_a_file_that_cannot_be_read_is_let_go(content, tmp_path):
     for _ in range(3):
         with pytest.raises(VideoError):
             probe(path)
-    assert len(list(descriptors.iterdir())) == before
+    assert len(list(descriptors.iterdir())) <= before  # fewer where what a test before has left is let go now
 
 
 CONTAINERS = {
@@ -992,5 +992,5 @@ def test_memory_and_open_files_do_not_grow_with_what_was_read(make_video, tmp_pa
 
     bytes_before, open_before = read_all(30)
     bytes_after, open_after = read_all(150)
-    assert open_after == open_before
+    assert open_after <= open_before
     assert bytes_after - bytes_before < 8 << 20  # a leaked decoder is 100 kB and more
