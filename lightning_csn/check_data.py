@@ -99,9 +99,9 @@ def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
     from lightning_csn.cli import note
     from lightning_csn.data.copies import find_copies
+    from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.examine import examine
     from lightning_csn.data.index import Stamp
-    from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.names import list_videos
     from lightning_csn.data.problems import UNREADABLE_LIMIT
     from lightning_csn.data.report import PREDICT
@@ -178,8 +178,8 @@ def check_place(page: str) -> None:
 def write_page(args: Namespace, report: Report) -> None:
     """The page, with pictures, whole or not at all."""
     from lightning_csn.check_report import as_html, pictured
+    from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.filmstrip import take_strips
-    from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.survey import READ_SECONDS
 
     paths = pictured(report)

@@ -26,10 +26,10 @@ from lightning_csn.callbacks import UnreadableVideos
 from lightning_csn.clip import ClipSpec, clip_values
 from lightning_csn.data.annotations import find_samples
 from lightning_csn.data.augment import Augment, apply_to_batch
+from lightning_csn.data.crew import usable_processors
 from lightning_csn.data.dataset import Item, VideoDataset, collate
 from lightning_csn.data.index import VideoIndex
 from lightning_csn.data.list_files import place_paths, read_list
-from lightning_csn.data.motion import usable_processors
 from lightning_csn.data.names import list_videos
 from lightning_csn.data.order import EachVideoOnce, ResumableLoader, TrainOrder, expected_counts
 from lightning_csn.data.reading import READERS

@@ -25,7 +25,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lightning_csn.answers import Answers, Counts, Record, make_record
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.motion import usable_processors
+from lightning_csn.data.crew import usable_processors
 from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import MOST_WORKERS, VideoDataModule
 from lightning_csn.predict import Prediction, evaluating, likeliest

@@ -81,7 +81,7 @@ def size_bytes(text: str) -> int:
 def run_pack(args: Namespace) -> int:
     """Find, pack, sum up."""
     from lightning_csn.cli import note
-    from lightning_csn.data.motion import usable_processors
+    from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.packing import Encoding, pack
 
     encoded = {

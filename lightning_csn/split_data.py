@@ -51,8 +51,8 @@ def run_split_data(args: Namespace) -> int:
     from lightning_csn.data import shards
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.copies import find_copies
+    from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.index import stamp_of
-    from lightning_csn.data.motion import usable_processors
     from lightning_csn.data.names import SPLITS
     from lightning_csn.data.splits import split_samples
 

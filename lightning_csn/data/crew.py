@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import multiprocessing
+import os
 import signal
 import time
 from collections import deque
@@ -21,6 +22,13 @@ Alive = Callable[[], None]
 
 START_SECONDS = 120.0  # that a process may take to import torch, on a busy machine
 _ALIVE, _DONE = 0, 1
+
+
+def usable_processors() -> int:
+    """How many processors this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
 
 
 class Failure(NamedTuple):

@@ -29,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_csn.data.crew import usable_processors
 from lightning_csn.errors import InputError, check_count
 
 _log = logging.getLogger(__name__)
@@ -107,13 +108,6 @@ def make_motion(
         shutil.rmtree(partial, ignore_errors=True)  # it is there if not all was written
     _log.info("%s: %d videos of %d classes", target, sum(counts.values()) * len(MOTION_CLASSES), len(MOTION_CLASSES))
     return target
-
-
-def usable_processors() -> int:
-    """How many processors this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS and Windows
 
 
 def _files(counts: dict[str, int]) -> Iterator[tuple[str, str, int, str]]:
