@@ -129,7 +129,12 @@ def test_blocks_that_run_a_second_time_draw_and_count_the_same(make_trainer, tin
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler")
-def test_what_inductor_makes_learns_the_same_but_for_rounding(make_trainer, tiny_model):
+def test_what_inductor_makes_learns_the_same_but_for_rounding(make_trainer, tiny_model, tmp_path, monkeypatch):
+    from torch._inductor import codecache
+
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))  # which goes with the test
+    for name in ("_HEADER_DIR", "_HEADER_LOCK_DIR"):  # 150 MB for each environment, and of no variable's choice
+        monkeypatch.setattr(codecache, name, str(tmp_path / name), raising=False)
     states = []
     for compile in (False, True, "reduce-overhead"):  # which has CUDA graphs on a GPU, and here none
         model = tiny_model(compile=compile)
