@@ -6,6 +6,8 @@ import argparse
 import math
 from typing import TYPE_CHECKING, Any
 
+from lightning_csn.terminal import DONE, print_json, table
+
 if TYPE_CHECKING:
     from lightning_csn.scores import Scores
 
@@ -40,7 +42,6 @@ def average_options(parser: argparse.ArgumentParser) -> None:
 
 def run_average(args: argparse.Namespace) -> int:
     """Print the figures of a file of scores."""
-    from lightning_csn.cli import DONE, print_json
     from lightning_csn.scores import read_scores
 
     scores = read_scores(args.file).select(args.clips, args.crops)
@@ -53,7 +54,6 @@ def run_average(args: argparse.Namespace) -> int:
 
 def as_text(scores: Scores, average: str | None) -> str:
     """The line that the test printed, and the classes; if they are many, those that are recognised worst."""
-    from lightning_csn.cli import table
     from lightning_csn.metrics import score_text
 
     lines = [f"{score_text('test', scores.compute(average))}; {scores.protocol(average)}"]

@@ -59,7 +59,7 @@ def run_benchmark(args: Namespace) -> int:
 
 def run_network(args: Namespace) -> int:
     """Measure a network and print."""
-    from lightning_csn.cli import DONE, note, print_json
+    from lightning_csn.terminal import DONE, note, print_json
 
     settings, device = check(args)
     if args.plot is not None:

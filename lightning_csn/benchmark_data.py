@@ -1,4 +1,5 @@
 """`lightning-csn benchmark data`: how fast clips are read here, against decord and torchcodec, on the same files.
+from lightning_csn.terminal import DONE, note, positive, print_json
 
 Measured in turns in one run, on one thread, at one size of the frames: one clip at a random place of a video that is
 opened for it, as in training; several clips spread over a video, as in testing; the same random clip from a packed
@@ -26,6 +27,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.benchmark_videos import MADE
+from lightning_csn.terminal import DONE, note, positive, print_json
 
 if TYPE_CHECKING:
     from lightning_csn.benchmark_videos import Source
@@ -35,8 +37,6 @@ SEED = 0  # of the random places
 
 def data_options(parser: ArgumentParser) -> None:
     """Options of `benchmark data`."""
-    from lightning_csn.cli import positive
-
     parser.add_argument("--videos", nargs="+", metavar="FILE", help=f"to read of; default: one is made, {MADE}")
     parser.add_argument("--clip", type=frames_and_step, default=(32, 2), metavar="TxSTEP", help="default 32x2")
     parser.add_argument("--clips", type=positive, default=10, metavar="N", help="spread over a video; default 10")
@@ -78,7 +78,6 @@ def run_benchmark_data(args: Namespace) -> int:
     """Measure and print."""
     from lightning_csn.benchmark_text import as_text
     from lightning_csn.benchmark_videos import find_copies, open_source, pack_copies, write_video
-    from lightning_csn.cli import DONE, note, print_json
 
     with ExitStack() as stack:
         stack.enter_context(one_thread())

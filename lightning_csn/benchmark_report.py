@@ -33,7 +33,7 @@ def as_text(result: dict[str, Any]) -> str:
 
 def ways_text(result: dict[str, Any]) -> list[str]:
     """The table of `measure_network`."""
-    from lightning_csn.cli import table
+    from lightning_csn.terminal import table
 
     settings, floor, unit = result["settings"], result["floor"], "step" if result["benchmark"] == "train" else "pass"
     rows = [
@@ -87,7 +87,7 @@ def ways_text(result: dict[str, Any]) -> list[str]:
 
 def layers_text(result: dict[str, Any]) -> list[str]:
     """The table of `measure_layers`."""
-    from lightning_csn.cli import table
+    from lightning_csn.terminal import table
 
     names = {"ours": f"OURS ({result['path']})", **{layout: f"CONV3D {layout.upper()}" for layout in LAYOUTS}}
     rows = [("CHANNELS", "T, H, W", "OUTPUT", "LAYERS", *(f"{name}: FORWARD, BACKWARD" for name in names.values()))]
@@ -112,7 +112,7 @@ def layers_text(result: dict[str, Any]) -> list[str]:
 
 def batches_text(result: dict[str, Any]) -> list[str]:
     """The table of `find_batches`."""
-    from lightning_csn.cli import table
+    from lightning_csn.terminal import table
 
     rows = [(way["name"], way["layout"], str(way["largest_batch"])) for way in result["ways"]]
     return ["", table([("WAY", "LAYOUT", "LARGEST BATCH"), *rows])]
@@ -120,7 +120,7 @@ def batches_text(result: dict[str, Any]) -> list[str]:
 
 def tiles_text(result: dict[str, Any]) -> list[str]:
     """The table of `tune`."""
-    from lightning_csn.cli import table
+    from lightning_csn.terminal import table
 
     rows = [("KERNEL", "CHANNELS", "OUTPUT", "DEFAULT", "BEST", "CHOICE")]
     for row in result["kernels"]:

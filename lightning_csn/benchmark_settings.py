@@ -102,7 +102,7 @@ def infer_options(parser: ArgumentParser) -> None:
 
 def common_options(parser: ArgumentParser) -> None:
     """Options of training and inference."""
-    from lightning_csn.cli import positive
+    from lightning_csn.terminal import positive
 
     parser.add_argument("--architecture", metavar="NAME", help=f"default {ARCHITECTURE}")
     parser.add_argument("--clip", type=sizes, metavar="TxHxW", help=f"default {shape_text(CLIP)}")

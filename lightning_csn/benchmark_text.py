@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning_csn.benchmark_videos import MADE
-from lightning_csn.cli import table
+from lightning_csn.terminal import table
 
 
 def as_text(result: dict[str, Any]) -> str:

@@ -12,8 +12,9 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_csn.data_source import find_source, progress, source_options
+from lightning_csn.data_source import find_source, source_options
 from lightning_csn.errors import InputError
+from lightning_csn.terminal import note, positive, progress, seconds
 
 if TYPE_CHECKING:
     from lightning_csn.clip import ClipSpec
@@ -27,8 +28,6 @@ SAFE, NOT_SAFE = 0, 2
 
 def check_data_options(parser: ArgumentParser) -> None:
     """Options of `check-data`."""
-    from lightning_csn.cli import positive, seconds
-
     parser.add_argument("root", nargs="?", metavar="ROOT", help="the videos, as --data.root of fit")
     source_options(parser)
     parser.add_argument(
@@ -78,8 +77,7 @@ def share(text: str) -> float:
 
 def run_check_data(args: Namespace) -> int:
     """Read, report, judge."""
-    from lightning_csn.check_report import as_text, files_text, shown
-    from lightning_csn.cli import note
+    from lightning_csn.check_text import as_text, files_text, shown
 
     clip = choose_clip(args.model, args.clip)
     if args.html is not None:
@@ -97,7 +95,6 @@ def run_check_data(args: Namespace) -> int:
 
 def check(args: Namespace, clip: ClipSpec | None) -> Report:
     """The report on what the options name."""
-    from lightning_csn.cli import note
     from lightning_csn.data.copies import find_copies
     from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.examine import examine
@@ -177,7 +174,7 @@ def check_place(page: str) -> None:
 
 def write_page(args: Namespace, report: Report) -> None:
     """The page, with pictures, whole or not at all."""
-    from lightning_csn.check_report import as_html, pictured
+    from lightning_csn.check_page import as_html, pictured
     from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.filmstrip import take_strips
     from lightning_csn.data.survey import READ_SECONDS

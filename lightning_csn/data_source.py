@@ -1,20 +1,21 @@
 """Options that several commands have: by which they name a data set, and say how often a network looks at a video.
 
-And what is found by the former, and the bar of how far.
+And what is found by the former, and the weights that are taken where none are named.
 """
 
 from __future__ import annotations
 
-import sys
 from argparse import ArgumentParser, Namespace
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
+
+from lightning_csn.terminal import positive, seconds
 
 if TYPE_CHECKING:
     from lightning_csn.data.samples import Collection
 
-T = TypeVar("T")
+DEFAULT_MODEL = "ircsn_tiny_motion"  # in the wheel: the only weights that every machine has
+KINETICS_MODEL = "ircsn_152_ig65m"
 
 
 def source_options(parser: ArgumentParser, frames_fps: str = "for folders of pictures") -> None:
@@ -22,8 +23,6 @@ def source_options(parser: ArgumentParser, frames_fps: str = "for folders of pic
 
     frames_fps: what --frames-fps is to the command.
     """
-    from lightning_csn.cli import seconds
-
     for split in ("train", "val", "test"):
         parser.add_argument(f"--{split}-list", metavar="FILE", help=f"as --data.{split}_list of fit")
     layout_options(parser)
@@ -33,8 +32,6 @@ def source_options(parser: ArgumentParser, frames_fps: str = "for folders of pic
 
 def layout_options(parser: ArgumentParser) -> None:
     """How the videos of ROOT lie."""
-    from lightning_csn.cli import positive
-
     parser.add_argument("--layout", metavar="NAME", help="how the videos are laid out; default: found out")
     parser.add_argument(
         "--fold", type=positive, default=1, metavar="N", help="which official split, where there are several; default 1"
@@ -43,8 +40,6 @@ def layout_options(parser: ArgumentParser) -> None:
 
 def view_options(parser: ArgumentParser) -> None:
     """How often a network looks at a video, and in which of its forms."""
-    from lightning_csn.cli import positive
-
     parser.add_argument("--clips", type=positive, default=10, metavar="N", help="clips per video; default 10")
     parser.add_argument(
         "--crops",
@@ -79,10 +74,3 @@ def named_classes(args: Namespace) -> list[str] | str | None:
     """The classes of --classes, or the file that it names."""
     classes: list[str] | None = args.classes
     return classes[0] if classes is not None and len(classes) == 1 and Path(classes[0]).is_file() else classes
-
-
-def progress(steps: Iterable[T], total: int, what: str) -> Iterator[T]:
-    """The steps, with a bar on stderr where that is a terminal."""
-    from tqdm import tqdm  # type: ignore[import-untyped]
-
-    return iter(tqdm(steps, total=total, desc=what, unit="video", file=sys.stderr, disable=None, leave=False))

@@ -90,7 +90,7 @@ def run_export(args: Namespace) -> int:
     options = {"to": args.to, "dynamic": args.dynamic, "normalise": args.normalise}
     exported = export(model, args.out, **options, real=real, int8=int8, tell=tell)
     if args.json:
-        from lightning_csn.cli import print_json
+        from lightning_csn.terminal import print_json
 
         print_json(as_values(exported))
     else:

@@ -9,16 +9,15 @@ import os
 import warnings
 from argparse import ArgumentParser, Namespace
 
-from lightning_csn.data_source import named_classes, source_options, view_options
+from lightning_csn.data_source import DEFAULT_MODEL, KINETICS_MODEL, named_classes, source_options, view_options
 from lightning_csn.errors import InputError, SharedError
+from lightning_csn.terminal import natural, note, positive
 
 ALL_READ, SOME_UNREADABLE = 0, 2
 
 
 def features_options(parser: ArgumentParser) -> None:
     """Options of `features`."""
-    from lightning_csn.cli import DEFAULT_MODEL, KINETICS_MODEL, natural, positive
-
     parser.add_argument("root", nargs="?", metavar="ROOT", help="the videos, as --data.root of fit")
     source_options(parser)
     parser.add_argument(
@@ -85,7 +84,6 @@ def run_features(args: Namespace) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     import logging
 
-    from lightning_csn.cli import note
     from lightning_csn.features import LabelledVideos, extract_features
     from lightning_csn.models.fold import keep_memory
 

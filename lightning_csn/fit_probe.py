@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from lightning_csn.errors import InputError
+from lightning_csn.terminal import natural, note, print_json, table
 
 if TYPE_CHECKING:
     from lightning_csn.features import Features
@@ -25,8 +26,6 @@ NAMES = {"linear": "linear probe", "knn": "nearest neighbours"}
 
 def probe_options(parser: ArgumentParser) -> None:
     """Options of `probe`."""
-    from lightning_csn.cli import natural
-
     parser.add_argument("features", metavar="FEATURES", help="what 'lightning-csn features' wrote, .npz or .parquet")
     parser.add_argument(
         "--val", metavar="FEATURES", help="another file, to judge by; default: the splits of the first but train"
@@ -78,7 +77,6 @@ def run_probe(args: Namespace) -> int:
         raise InputError(f"--save is for --kind linear; {NAMES[args.kind]} are videos, which no head holds")
     if args.model is not None and args.save is None:
         raise InputError("--model is for --save; the features are there already")
-    from lightning_csn.cli import note, print_json
     from lightning_csn.features import read_features
     from lightning_csn.probe import fit_probe, save_probe
 
@@ -118,7 +116,6 @@ def groups_of(features: Features, pattern: str) -> list[str]:
 
 def as_text(report: Report, features: Features) -> str:
     """The figures, and the classes; if they are many, those that are told worst."""
-    from lightning_csn.cli import table
     from lightning_csn.metrics import view_text
 
     about = features.manifest
@@ -155,8 +152,6 @@ def spreads(scores: Sequence[Score]) -> list[str]:
 
 def class_text(held: Held, split: str) -> str:
     """How each class is told, and what it is taken for."""
-    from lightning_csn.cli import table
-
     numbers = list(range(len(held.classes)))
     few = len(numbers) <= MOST_CLASSES
     if not few:

@@ -11,8 +11,9 @@ import time
 from argparse import ArgumentParser, Namespace
 from typing import TYPE_CHECKING
 
-from lightning_csn.data_source import find_source, progress, source_options
+from lightning_csn.data_source import find_source, source_options
 from lightning_csn.errors import InputError
+from lightning_csn.terminal import note, positive, progress, seconds
 
 if TYPE_CHECKING:
     from lightning_csn.data.packing import Packed
@@ -24,8 +25,6 @@ ALL_PACKED, SOME_LEFT_OUT = 0, 2
 
 def pack_options(parser: ArgumentParser) -> None:
     """Options of `pack`."""
-    from lightning_csn.cli import positive, seconds
-
     parser.add_argument("root", metavar="ROOT", help="the videos, as --data.root of fit")
     parser.add_argument("out", metavar="OUT", help="a new folder for the shards and their index")
     source_options(parser, frames_fps="the rate of folders of pictures, once packed; default 25")
@@ -80,7 +79,6 @@ def size_bytes(text: str) -> int:
 
 def run_pack(args: Namespace) -> int:
     """Find, pack, sum up."""
-    from lightning_csn.cli import note
     from lightning_csn.data.crew import usable_processors
     from lightning_csn.data.packing import Encoding, pack
 

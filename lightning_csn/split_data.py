@@ -14,6 +14,7 @@ from pathlib import Path
 from lightning_csn.data.samples import Sample
 from lightning_csn.data_source import layout_options
 from lightning_csn.errors import InputError
+from lightning_csn.terminal import note
 
 CLASSES_FILE = "classes.txt"
 
@@ -47,7 +48,6 @@ def split_data_options(parser: ArgumentParser) -> None:
 
 def run_split_data(args: Namespace) -> int:
     """Write the lists; paths in them start at ROOT."""
-    from lightning_csn.cli import note
     from lightning_csn.data import shards
     from lightning_csn.data.annotations import find_samples
     from lightning_csn.data.copies import find_copies

@@ -11,7 +11,8 @@ import shutil
 import pytest
 from PIL import Image
 
-from lightning_csn.check_report import MOST_ROWS, as_html, as_text, pictured
+from lightning_csn.check_page import MOST_ROWS, as_html, pictured
+from lightning_csn.check_text import as_text
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.examine import examine
 from lightning_csn.data.index import Entry

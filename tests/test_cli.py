@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch.cli import LightningCLI
 
 from lightning_csn import cli
-from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main
+from lightning_csn.cli import COMMANDS, main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
@@ -27,6 +27,8 @@ from lightning_csn.models import checkpoints
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
 from lightning_csn.trainer_commands import merge_settings
+from lightning_csn.trainer_help import TRAINER_COMMANDS
+from lightning_csn.weights_commands import checkpoints_options
 
 CLASSES = ["clapping", "jumping", "waving"]
 CLIP = ClipSpec(
@@ -184,13 +186,13 @@ def test_a_data_set_is_named_alike(argv):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0), (cli.InputError("no such thing"), 2)]
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0), (InputError("no such thing"), 2)]
 )
 def test_exit_codes_of_what_a_command_raises(raised, code, capsys, monkeypatch):
     def run(args):
         raise raised
 
-    monkeypatch.setitem(COMMANDS, "checkpoints", cli.Command("nothing", cli.checkpoints_options, run))
+    monkeypatch.setitem(COMMANDS, "checkpoints", cli.Command("nothing", checkpoints_options, run))
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # pytest still needs its stdout
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert main(["checkpoints"]) == code
@@ -200,7 +202,7 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     def run(args):
         raise RuntimeError("a bug")
 
-    monkeypatch.setitem(COMMANDS, "checkpoints", cli.Command("nothing", cli.checkpoints_options, run))
+    monkeypatch.setitem(COMMANDS, "checkpoints", cli.Command("nothing", checkpoints_options, run))
     with pytest.raises(RuntimeError, match="a bug"):
         main(["checkpoints"])
 

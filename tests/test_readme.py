@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from lightning_csn.cli import COMMANDS, TRAINER_COMMANDS, main, make_parser
+from lightning_csn.cli import COMMANDS, main, make_parser
 from lightning_csn.models.checkpoints import find_checkpoint, list_checkpoints
 from lightning_csn.models.network import create_network
+from lightning_csn.trainer_help import TRAINER_COMMANDS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

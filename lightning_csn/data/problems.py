@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.annotations import deep_classes
-from lightning_csn.data.report import NOTE, PREDICT, UNSAFE, WARNING, Problem, Row, files_of, rate_text
+from lightning_csn.data.report import NOTE, PREDICT, UNSAFE, WARNING, Problem, Row, counted, files_of, rate_text
 from lightning_csn.data.samples import Collection
 from lightning_csn.data.splits import UCF101_GROUP
 
@@ -62,8 +62,8 @@ def _unusable(rows: Sequence[Row], limit: float) -> Iterator[Problem]:
             yield Problem(
                 level=UNSAFE,
                 kind="too many unreadable",
-                text=f"{split}: {bad} of {_videos(len(there))} cannot be read, {bad / len(there):.1%}, more than the "
-                f"limit of {limit:.0%} at which a run ends",
+                text=f"{split}: {bad} of {counted(len(there), 'video')} cannot be read, {bad / len(there):.1%}, more "
+                f"than the limit of {limit:.0%} at which a run ends",
             )
     missing = {row.path: "" for row in rows if row.missing}
     if missing:
@@ -81,13 +81,13 @@ def _damage(rows: Sequence[Row]) -> Iterator[Problem]:
             continue
         wrong = []
         if entry.decoded is not None and entry.decoded != entry.info.num_frames:
-            wrong.append(f"{entry.decoded} of {_frames(entry.info.num_frames)} can be decoded")
+            wrong.append(f"{entry.decoded} of {counted(entry.info.num_frames, 'frame')} can be decoded")
         if entry.damaged:
-            wrong.append(f"{entry.damaged} of {_frames(entry.decoded or 0)} are damaged")
+            wrong.append(f"{entry.damaged} of {counted(entry.decoded or 0, 'frame')} are damaged")
         if wrong:
             damaged[path] = ", ".join(wrong + ([entry.fault] if entry.fault else []))
         if entry.promised and entry.info.num_frames < SMALLEST_SHARE_PROMISED * entry.promised:
-            cut[path] = f"{_frames(entry.info.num_frames)} of the {entry.promised} in the header"
+            cut[path] = f"{counted(entry.info.num_frames, 'frame')} of the {entry.promised} in the header"
     if damaged:
         yield _of_files(WARNING, "damaged", "{} damaged: a part of the picture, or the end, is missing", damaged)
     cut = {path: reason for path, reason in cut.items() if path not in damaged} | {
@@ -192,7 +192,7 @@ def _splits(collection: Collection, counts: Counts) -> Iterator[Problem]:
     """What is to be said of splits as a whole."""
     if collection.missing:  # of data sets that are never whole
         files = tuple((name, split) for split, name in collection.missing)
-        text = f"{_videos(len(files))} named by the lists not there, and left out"
+        text = f"{counted(len(files), 'video')} named by the lists not there, and left out"
         yield Problem(level=WARNING, kind="not there", text=text, files=files)
     train = counts.get("train") or counts.get("all")
     if train is None:
@@ -225,7 +225,7 @@ def _clip_problems(rows: Sequence[Row], clip: ClipSpec | None) -> Iterator[Probl
     segments = clip.sampling == "segments"
     twice = "{} of a clip's {} are there twice" if segments else "the last {} of a clip's {} are the same"
     short = {
-        path: f"{_frames(fate.num_frames)}{rate}: {twice.format(fate.repeated, clip.frames)}"
+        path: f"{counted(fate.num_frames, 'frame')}{rate}: {twice.format(fate.repeated, clip.frames)}"
         for path, fate in fates.items()
         if fate.short
     }
@@ -246,7 +246,7 @@ def _clip_problems(rows: Sequence[Row], clip: ClipSpec | None) -> Iterator[Probl
         resampled = Counter(rate_text(rates[path]) for path, fate in fates.items() if fate.resampled)
         if resampled:
             each = ", ".join(f"{count} from {rate}" for rate, count in resampled.most_common(5))
-            text = f"{_videos(resampled.total())} brought to {rate_text(clip.fps)}: {each}"
+            text = f"{counted(resampled.total(), 'video')} brought to {rate_text(clip.fps)}: {each}"
             yield Problem(level=NOTE, kind="resampled", text=text + (", …" if len(resampled) > 5 else ""))
         if unknown := {path: "" for path in fates if rates[path] is None}:
             yield _of_files(NOTE, "no rate", f"{{}} without a rate, not brought to {rate_text(clip.fps)}", unknown)
@@ -299,15 +299,8 @@ def _by_split(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 def _of_files(level: str, kind: str, text: str, files: Mapping[str, str]) -> Problem:
-    return Problem(level=level, kind=kind, text=text.format(_videos(len(files))), files=tuple(sorted(files.items())))
-
-
-def _videos(count: int) -> str:
-    return f"{count} video{'s' * (count != 1)}"
-
-
-def _frames(count: int) -> str:
-    return f"{count} frame{'s' * (count != 1)}"
+    text = text.format(counted(len(files), "video"))
+    return Problem(level=level, kind=kind, text=text, files=tuple(sorted(files.items())))
 
 
 def _some(things: Sequence[str], one: str, many: str) -> str:

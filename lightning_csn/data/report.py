@@ -1,6 +1,6 @@
 """What an examination of a collection found, as plain values: a Report, its problems, and a row for each sample.
 
-examine.py makes it; check_report.py makes a text and a page of it.
+examine.py makes it; check_text.py makes a text of it, check_page.py a page.
 """
 
 from __future__ import annotations
@@ -166,6 +166,15 @@ def _row_dict(row: Row) -> dict[str, Any]:
 def files_of(rows: Iterable[Row]) -> dict[str, Entry]:
     """What is known of each file that is there, by its path; several rows may be parts of one."""
     return {row.path: row.entry for row in rows if row.entry is not None}
+
+
+def counted(count: int, thing: str) -> str:
+    """A number of things, in words.
+
+    >>> counted(1, "video"), counted(2, "video")
+    ('1 video', '2 videos')
+    """
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def rate_text(fps: float | None) -> str:

@@ -1,7 +1,7 @@
-"""What check-data found, as text for a terminal and as an HTML page that is one file.
+"""What check-data found, as an HTML page that is one file.
 
-The page loads nothing, from no network: pictures are data in it, bars are plain boxes, and it works without its script,
-which filters and sorts the table of files.
+It loads nothing, from no network: pictures are data in it, bars are plain boxes, and it works without its script, which
+filters and sorts the table of files.
 """
 
 from __future__ import annotations
@@ -9,223 +9,26 @@ from __future__ import annotations
 import base64
 import html
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 
 from lightning_csn import __version__
-from lightning_csn.data.report import NOTE, UNSAFE, WARNING, Bin, Problem, Report, Row, rate_text
+from lightning_csn.check_text import (
+    bin_text,
+    clip_text,
+    fate_rows,
+    lengths_text,
+    names_some,
+    share_text,
+    short_path,
+    shown,
+    unit,
+    verdict,
+)
+from lightning_csn.data.report import NOTE, UNSAFE, WARNING, Report, Row, counted
 
-MOST_NAMED, MOST_FAULTY = 5, 50  # files of a problem in the text: those that are at fault are to be found there
-FAULTS = ("missing", "unreadable", "damaged", "cut short", "train and test", "two labels")
-MOST_CLASSES = 30  # that the text counts one by one
-MOST_ROWS = 2000  # of the page's table of files: browsers are slow with more
+MOST_ROWS = 2000  # of the table of files: browsers are slow with more
 PICTURES_A_CLASS, MOST_PICTURES, MOST_PROBLEM_PICTURES = 3, 240, 60  # strips of about 8 kB each
-BAR = 30  # characters of the longest bar in the text
 LEVEL_TEXT = {UNSAFE: "Not safe", WARNING: "Warning", NOTE: "Note"}
-
-
-# ---------------------------------------------------------------- text
-
-
-def as_text(report: Report) -> str:
-    """The report for a terminal, the worst things first."""
-    lines = [_verdict(report) + ("" if report.safe else ":")]
-    lines += [f"  - {reason}" for reason in report.reasons]
-    for level, title in ((UNSAFE, "Files that make it unsafe"), (WARNING, "Warnings"), (NOTE, "Notes")):
-        there = [
-            problem for problem in report.problems if problem.level == level and (level != UNSAFE or problem.files)
-        ]
-        if there:
-            lines += ["", title, *(line for problem in there for line in _problem_lines(report, problem))]
-    lines += ["", "Videos", *_indent(_table(_count_rows(report)))]
-    if report.lengths:
-        lines += ["", f"Length: {_lengths_text(report)}", *_indent(_bars(report))]
-    properties = [(name.capitalize(), _most_frequent(counts)) for name, counts in report.properties.items() if counts]
-    lines += ["", *_table(properties)] if properties else []
-    lines += ["", *_clip_lines(report)]
-    return "\n".join(shown(line) for line in lines) + "\n"
-
-
-def files_text(report: Report) -> str:
-    """A line for every file: what is in it, or why it cannot be read."""
-    lines = [("FILE", "FRAMES", "DECODED", "RATE", "SIZE", "TURNED", "CODEC", "PIXELS", "REMARKS")]
-    for path, row in sorted({row.path: row for row in report.rows}.items()):
-        name, entry = short_path(report, path), row.entry
-        if entry is None or entry.info is None:
-            lines.append((name, *("-",) * 7, "not there" if row.missing else row.reason))
-            continue
-        info = entry.info
-        remarks = ["rate varies"] * info.variable_rate + ["mirrored"] * info.mirrored
-        remarks += [f"{entry.damaged} frames are damaged"] if entry.damaged else []
-        lines.append(
-            (
-                name,
-                str(info.num_frames),
-                "-" if entry.decoded is None else str(entry.decoded),
-                "-" if info.fps is None else rate_text(info.fps),
-                f"{info.width}x{info.height}",
-                f"{info.rotation}°",
-                info.codec,
-                info.pixel_format,
-                ", ".join([*remarks, *([entry.fault] if entry.fault else [])]),
-            )
-        )
-    return "\n".join(shown(line) for line in _table(lines)) + "\n"
-
-
-def _verdict(report: Report) -> str:
-    warnings = sum(problem.level == WARNING for problem in report.problems)
-    extra = f", with {_count(warnings, 'warning')}" if warnings else ""
-    return f"{'Safe' if report.safe else 'NOT SAFE'} to train{extra}" + ("." if report.safe else "")
-
-
-def _problem_lines(report: Report, problem: Problem) -> Iterator[str]:
-    yield f"  {problem.text}"
-    if not _names_some(report, problem):
-        return
-    most = MOST_FAULTY if problem.kind in FAULTS else MOST_NAMED
-    rows = [(short_path(report, path), short_path(report, reason)) for path, reason in problem.files[:most]]
-    yield from (f"    {line}" for line in _table(rows))
-    if len(problem.files) > most:
-        yield f"    … and {len(problem.files) - most} more: --json and --html have them"
-
-
-def _names_some(report: Report, problem: Problem) -> bool:
-    """Whether its files are worth a list: what is noted of every video is said in a sentence."""
-    readable = {row.path for row in report.rows if row.error is None}
-    return problem.level != NOTE or len(problem.files) < len(readable)
-
-
-def _count_rows(report: Report) -> list[tuple[str, ...]]:
-    """A row per class, or one for all of very many, and the sums."""
-    splits = list(report.counts)
-    rows: list[tuple[str, ...]] = [("", *splits)]
-    names = list(next(iter(report.counts.values()), {}))
-    if len(names) <= MOST_CLASSES:
-        rows += [(name, *(_of(*report.counts[split].get(name, (0, 0))) for split in splits)) for name in names]
-    else:
-        middle = []
-        for split in splits:
-            each = sorted(report.counts[split].items(), key=lambda item: item[1])
-            (few, (least, _)), (_, (most, _)) = each[0], each[-1]
-            middle.append(f"{least} ({few}) to {most}")
-        rows.append((f"{len(names)} classes, each", *middle))
-    sums = []
-    for split in splits:
-        there = [row for row in report.rows if row.split == split]
-        sums.append(_of(sum(row.error is None for row in there), len(there)))
-    return [*rows, ("all", *sums)]
-
-
-def _of(readable: int, every: int) -> str:
-    return str(every) if readable == every else f"{readable} of {every}"
-
-
-def _most_frequent(counts: Mapping[str, int], most: int = 6) -> str:
-    each = ", ".join(f"{text}: {count}" for text, count in list(counts.items())[:most])
-    return each + (f", and {len(counts) - most} more" if len(counts) > most else "")
-
-
-def _unit(report: Report) -> str:
-    """What the bars of lengths count in."""
-    return "frames" if report.seconds is None else "seconds"
-
-
-def _lengths_text(report: Report) -> str:
-    assert report.frames is not None
-    few, usual, many = report.frames
-    frames = f"{few} to {many} frames, median {usual}"
-    if report.seconds is None:
-        return frames
-    low, middle, high = (f"{value:.3g}" for value in report.seconds)
-    return f"{low} to {high} seconds, median {middle}; {frames}"
-
-
-def _bars(report: Report) -> list[str]:
-    most = max(bar.count for bar in report.lengths)
-    rows = []
-    for bar in report.lengths:
-        length = -(-BAR * bar.count // most)  # rounded up: one video can be seen
-        rows.append((f"{bin_text(bar)} {_unit(report)}", str(bar.count), "█" * length))
-    return _table(rows, right=(0, 1))
-
-
-def bin_text(bar: Bin) -> str:
-    """What lengths a bar counts.
-
-    >>> bin_text(Bin(2.0, 4.0, 7)), bin_text(Bin(60.0, None, 1))
-    ('2 to 4', '60 or more')
-    """
-    return f"{bar.start:g} or more" if bar.end is None else f"{bar.start:g} to {bar.end:g}"
-
-
-def _clip_lines(report: Report) -> list[str]:
-    if report.clip is None:
-        return ["Clip: none given; --model or --clip says what would become of these videos"]
-    return [f"Clip: {clip_text(report)}", *_indent(_table(_fate_rows(report)))]
-
-
-def clip_text(report: Report) -> str:
-    """How the clip is taken, in a line."""
-    clip = report.clip
-    assert clip is not None
-    rate = "as filmed" if clip.fps is None else f"at {rate_text(clip.fps)}"
-    step = "every frame" if clip.step == 1 else f"every {clip.step} frames"
-    where = f"one {step}, {rate}: {clip.span} frames long"
-    if clip.sampling == "segments":
-        where = f"one in each of {clip.frames} equal parts of the video"
-    return f"{clip.frames} frames, {where}; short side {clip.short_side} pixels"
-
-
-def _fate_rows(report: Report) -> list[tuple[str, str]]:
-    fates = [row.fate for row in report.rows if row.fate is not None]
-    every = len(fates)
-    short = [fate for fate in fates if fate.short]
-    rows = [
-        ("long enough", every - len(short)),
-        ("too short: frames are repeated", len(short)),
-        ("brought to another rate", sum(fate.resampled for fate in fates)),
-        ("enlarged: the picture is too small", sum(fate.upscaled > 1 for fate in fates)),
-    ]
-    return [(text, f"{count} of {every}") for text, count in rows]
-
-
-def short_path(report: Report, text: str) -> str:
-    """A text with the collection's folder taken off the paths in it."""
-    return text.replace(report.root.rstrip("/\\") + os.sep, "") if report.root else text
-
-
-def shown(text: str) -> str:
-    """A text that any terminal or file takes: what cannot be printed is written as Python would.
-
-    >>> print(shown("a\\x1b[2J.mp4"), shown("b\\udcff.mp4"))
-    a\\x1b[2J.mp4 b\\udcff.mp4
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def _count(count: int, thing: str) -> str:
-    return f"{count} {thing}{'s' * (count != 1)}"
-
-
-def _indent(lines: Sequence[str]) -> list[str]:
-    return [f"  {line}" for line in lines]
-
-
-def _table(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
-    """Columns two blanks apart; those numbered in `right` end at the same place."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            f"{cell:>{width}}" if i in right else f"{cell:<{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-
-
-# ---------------------------------------------------------------- page
 
 
 def pictured(report: Report) -> list[str]:
@@ -290,7 +93,7 @@ def _header(report: Report, name: str) -> str:
         f"<header><h1>Videos of {_text(name)}</h1><p class=muted>{_text(report.root)} · {_text(report.layout)} · "
         f"{checked}</p></header>"
         f'<section class="verdict {"safe" if report.safe else "unsafe"}" aria-label="Verdict"><p>'
-        f"<strong>{_text(_verdict(report))}</strong></p>{f'<ul>{reasons}</ul>' if reasons else ''}</section>"
+        f"<strong>{_text(verdict(report))}</strong></p>{f'<ul>{reasons}</ul>' if reasons else ''}</section>"
     )
 
 
@@ -329,9 +132,9 @@ def size_text(size: float) -> str:
     >>> size_text(512), size_text(55_300_000), size_text(1.25e12)
     ('512 bytes', '55.3 MB', '1.25 TB')
     """
-    for unit, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+    for name, scale in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size >= scale:
-            return f"{size / scale:.3g} {unit}"
+            return f"{size / scale:.3g} {name}"
     return f"{size:.0f} bytes"
 
 
@@ -350,14 +153,14 @@ def _count_table(report: Report) -> str:
     splits = list(report.counts)
     names = list(next(iter(report.counts.values()), {}))
     most = max((every for counts in report.counts.values() for _, every in counts.values()), default=0) or 1
-    room = max((len(_of(*count)) for counts in report.counts.values() for count in counts.values()), default=0)
+    room = max((len(share_text(*count)) for counts in report.counts.values() for count in counts.values()), default=0)
     head = "".join(f"<th scope=col>{_text(split)}</th>" for split in splits)
     rows = []
     for name in names:
         cells = []
         for split in splits:
             readable, every = report.counts[split].get(name, (0, 0))
-            cells.append(f"<td>{_bar(every, most, _of(readable, every), room)}</td>")
+            cells.append(f"<td>{_bar(every, most, share_text(readable, every), room)}</td>")
         rows.append(f"<tr><th scope=row>{_text(name)}</th>{''.join(cells)}</tr>")
     return (
         "<section><h2>Videos of each class</h2><div class=scroll tabindex=0 role=region aria-label='Videos of each "
@@ -380,14 +183,14 @@ def _length_section(report: Report) -> str:
         return ""
     most = max(bar.count for bar in report.lengths)
     bars = "".join(
-        f"<li title='{_text(bin_text(bar))} {_unit(report)}'><span class=number>{bar.count}</span><span class=bar "
+        f"<li title='{_text(bin_text(bar))} {unit(report)}'><span class=number>{bar.count}</span><span class=bar "
         f"data-count={bar.count} style='height:{9 * bar.count / most:.4f}rem'></span><span class=edge>{bar.start:g}"
         f"{'+' if bar.end is None else ''}</span></li>"
         for bar in report.lengths
     )
     return (
-        f"<section><h2>How long they are</h2><p>{_text(_lengths_text(report))}.</p><figure><ol class=histogram>{bars}"
-        f"</ol><figcaption>Videos by length: each bar begins at so many {_unit(report)}.</figcaption></figure>"
+        f"<section><h2>How long they are</h2><p>{_text(lengths_text(report))}.</p><figure><ol class=histogram>{bars}"
+        f"</ol><figcaption>Videos by length: each bar begins at so many {unit(report)}.</figcaption></figure>"
         "</section>"
     )
 
@@ -403,7 +206,7 @@ def _property_section(report: Report) -> str:
             for text, count in list(counts.items())[:12]
         )
         rest = len(counts) - 12
-        more = f"<p class=muted>and {_count(rest, 'other')}</p>" if rest > 0 else ""
+        more = f"<p class=muted>and {counted(rest, 'other')}</p>" if rest > 0 else ""
         parts.append(f"<div><h3>{name.capitalize()}</h3><table class=counts><tbody>{rows}</tbody></table>{more}</div>")
     return f"<section><h2>What they are</h2><div class=columns>{''.join(parts)}</div></section>" if parts else ""
 
@@ -411,7 +214,7 @@ def _property_section(report: Report) -> str:
 def _clip_section(report: Report) -> str:
     if report.clip is None:
         return ""
-    rows = "".join(f"<tr><th scope=row>{_text(text)}</th><td>{n}</td></tr>" for text, n in _fate_rows(report))
+    rows = "".join(f"<tr><th scope=row>{_text(text)}</th><td>{n}</td></tr>" for text, n in fate_rows(report))
     return (
         f"<section><h2>What the clip does with them</h2><p>{_text(clip_text(report))}.</p><table class=plain>"
         f"<tbody>{rows}</tbody></table></section>"
@@ -423,7 +226,7 @@ def _file_table(report: Report, pictures: Mapping[str, bytes]) -> str:
     named = [
         (problem, path, reason)
         for problem in report.problems
-        if _names_some(report, problem)
+        if names_some(report, problem)
         for path, reason in problem.files
     ]
     if not named:
