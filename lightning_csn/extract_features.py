@@ -86,6 +86,7 @@ def run_features(args: Namespace) -> int:
 
     from lightning_csn.features import LabelledVideos, extract_features
     from lightning_csn.models.fold import keep_memory
+    from lightning_csn.processes import leave
 
     data = LabelledVideos(
         args.root,
@@ -121,6 +122,7 @@ def run_features(args: Namespace) -> int:
                 precision=args.precision,
             )
     except SharedError:
+        leave()
         if int(os.environ.get("LOCAL_RANK", "0")):
             return ALL_READ  # where one process fails, Lightning kills the first, which has this to say
         raise
@@ -130,6 +132,7 @@ def run_features(args: Namespace) -> int:
         raise
     finally:
         lightning.setLevel(level)
+    leave()
     if counts is None:  # another process has them
         return ALL_READ
     print(f"features: {args.output} ({counts})")

@@ -40,6 +40,7 @@ from lightning_csn.many import PredictionWriter, VideoBar
 from lightning_csn.models.fold import keep_memory
 from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
+from lightning_csn.processes import leave
 from lightning_csn.runner import is_export, refuse_exact
 from lightning_csn.scores import ScoresWriter
 from lightning_csn.sharding import ShardedStrategy, register_strategies
@@ -370,6 +371,7 @@ class TrainerCommand(LightningCLI):
                 self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True, **options
             )
         except SharedError:
+            leave()
             if self.trainer.is_global_zero:
                 raise
             return  # as if all were well: where one process fails, Lightning kills the first, which has this to say
@@ -400,6 +402,7 @@ class TrainerCommand(LightningCLI):
             self.report_checkpoints()
         if self.command == "predict":
             self.report_answers()
+        leave()
 
     @rank_zero_only
     def report_answers(self) -> None:

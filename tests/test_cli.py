@@ -22,7 +22,7 @@ from lightning_csn import cli
 from lightning_csn.cli import COMMANDS, main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.datamodule import VideoDataModule
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, SharedError
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
@@ -674,6 +674,33 @@ def test_an_interrupted_prediction_goes_on_with_the_same_command(trained, video_
     assert seen == [5, 6, 7, 8]
     assert "5 of 9 videos are answered already" in capsys.readouterr().err
     assert len(out.read_text().splitlines()) == 9
+
+
+@pytest.mark.filterwarnings("ignore:It is recommended to use .*sync_dist=True")  # of a group that is no strategy's
+@pytest.mark.parametrize(
+    ("command", "error"), [("validate", None), ("validate", SharedError("no luck")), ("features", None)]
+)
+def test_a_process_leaves_the_others_when_it_ends(
+    trained, weights, split_folder, tmp_path, monkeypatch, command, error
+):
+    """One that does not can abort at its end, whatever its exit code was to be."""
+
+    def fail(self, batch, batch_idx):
+        raise error
+
+    if error is not None:
+        monkeypatch.setattr(LitCSN, "validation_step", fail)
+    options = {
+        "validate": [f"--data.root={split_folder}", f"--ckpt_path={trained / 'last.ckpt'}", *SMALL, *QUIET],
+        "features": [str(split_folder), f"--model={weights}", f"--output={tmp_path / 'f.npz'}", "--workers=0"],
+    }
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        assert main([command, *options[command]]) == (0 if error is None else 2)
+        assert not torch.distributed.is_initialized()
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def test_print_config_prints_what_a_run_would_take(capsys):
