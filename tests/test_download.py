@@ -545,7 +545,7 @@ def start_python(script: str, *arguments: str, **environment: str) -> subprocess
 def run_python(script: str, *arguments: str, **environment: str) -> list[str]:
     """The lines that a script prints in a process of its own."""
     process = start_python(script, *arguments, **environment)
-    output, errors = process.communicate(timeout=120)
+    output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     return output.splitlines()
 
@@ -569,7 +569,7 @@ def test_two_processes_do_not_write_the_same_file(serve: Callable[..., Server], 
 
     server = serve(slowly)
     processes = [start_python(FETCH, f"{server.address}/w.pth", HF_HOME=str(tmp_path / "home")) for _ in range(2)]
-    printed = [process.communicate(timeout=60) for process in processes]
+    printed = [process.communicate(timeout=300) for process in processes]
     assert printed[0][0] == printed[1][0]
     assert Path(printed[0][0].strip()).read_bytes() == CONTENT
     assert len(server.requests) == 1
