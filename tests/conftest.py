@@ -319,6 +319,22 @@ def tiny_model(tiny_clip: dict[str, Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights of a tiny network, in a folder, for the classes of `video_folder` and clips of four frames, 32 x 32."""
+    from lightning_csn.models import checkpoints
+    from lightning_csn.models.network import create_network
+
+    sizes = {"frames": 4, "step": 1, "fps": None, "short_side": 32, "crop": 32, "test_crop": 32}
+    clip = sizes | {"mean": [0.4, 0.4, 0.4], "std": [0.2, 0.2, 0.2]}
+    torch.manual_seed(0)
+    network = create_network("ircsn_tiny", num_classes=len(COLOURS))
+    record = checkpoints.Checkpoint(
+        architecture="ircsn_tiny", num_classes=network.num_classes, classes=list(COLOURS), clip=clip
+    )
+    return checkpoints.save(network, record, tmp_path_factory.mktemp("weights") / "tiny")
+
+
+@pytest.fixture(scope="session")
 def tiny_batch(tiny_clip: dict[str, Any]) -> Callable[..., dict[str, Any]]:
     """A batch of noise for `tiny_model` with these labels, of one seed the same."""
 
