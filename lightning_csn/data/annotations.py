@@ -24,14 +24,12 @@ from lightning_csn.data.names import (
     PICTURE_ENDINGS,
     SPLITS,
     VIDEO_ENDINGS,
-    Place,
-    Places,
-    Wanted,
     folders_in,
     is_video,
     list_videos,
     picture_numbers,
 )
+from lightning_csn.data.places import Place, Places, Wanted
 from lightning_csn.data.samples import Collection, Label, Part, Sample
 from lightning_csn.errors import InputError, check_choice
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lightning_csn.data.list_sources import Files, Source
 from lightning_csn.data.list_tables import Row, Table
-from lightning_csn.data.names import SPLIT_NAMES, SPLITS, folders_in, holds_frames, is_video, walk
+from lightning_csn.data.names import SPLITS, folders_in, holds_frames, is_video, split_called, walk
 from lightning_csn.errors import InputError
 
 
@@ -22,7 +22,7 @@ def _split_folders(root: Path) -> Files:
     """
     splits: Files = {}
     for folder in folders_in(root):
-        split = SPLIT_NAMES.get(folder.name.lower())
+        split = split_called(folder.name)
         if split is None or any(is_video(path.name) for path in folder.iterdir()):
             continue
         inside = folders_in(folder)

@@ -14,7 +14,8 @@ from typing import Any
 from lightning_csn.data.csv_records import split_heading
 from lightning_csn.data.list_columns import Reading
 from lightning_csn.data.list_files import Line, read_classes, read_json, read_text
-from lightning_csn.data.names import SPLIT_NAMES, SPLITS, Places, files_in, folders_in
+from lightning_csn.data.names import SPLIT_NAMES, SPLITS, files_in, folders_in, split_called
+from lightning_csn.data.places import Places
 from lightning_csn.errors import InputError
 
 _LIST_ENDINGS = (".csv", ".json", ".tsv", ".txt")
@@ -73,7 +74,7 @@ class Source:
         for path in self.texts:
             split = split_of(path.stem)
             if split is None and path.stem.lower() in _WHOLE_LISTS:
-                split = "all" if path.parent == self.root else SPLIT_NAMES.get(path.parent.name.lower(), "all")
+                split = "all" if path.parent == self.root else split_called(path.parent.name) or "all"
             if split is not None:
                 files.setdefault(split, []).append(path)
         return files

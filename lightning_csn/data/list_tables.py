@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lightning_csn.data.names import SPLIT_NAMES
+from lightning_csn.data.names import SPLIT_NAMES, split_called
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
 
@@ -65,7 +65,7 @@ def split_named(where: str, name: Any) -> str | None:
     """The split that a row names; None where it names none."""
     if name is None or name == "":
         return None
-    split = SPLIT_NAMES.get(str(name).strip().lower())
+    split = split_called(str(name).strip())
     if split is None:
         raise InputError(f"{where}: the split {name!r} is none of {', '.join(SPLIT_NAMES)}")
     return split

@@ -14,7 +14,8 @@ from lightning_csn.data.list_columns import Reading, label_last, reading_of
 from lightning_csn.data.list_files import PROBED, Line, is_whole, parse_list
 from lightning_csn.data.list_sources import Files, Source
 from lightning_csn.data.list_tables import Row, Table, part_of
-from lightning_csn.data.names import Wanted, picture_numbers
+from lightning_csn.data.names import picture_numbers
+from lightning_csn.data.places import Wanted
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
 
