@@ -6,12 +6,14 @@ import runpy
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import nbformat
 import pytest
 import yaml
 from nbclient import NotebookClient
+from traitlets.config import Config
 
 from lightning_csn.cli import main
 from lightning_csn.models.network import create_network
@@ -24,7 +26,11 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     notebook = nbformat.read(EXAMPLES / "transfer_learning.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells), "outputs are not kept in the repository"
-    NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    options = {"timeout": 600, "startup_timeout": 300, "resources": {"metadata": {"path": str(tmp_path)}}}
+    with tempfile.TemporaryDirectory() as sockets:  # whose names are short enough; of five ports one may be taken
+        if sys.platform != "win32":  # in the seconds between their choice and the kernel's start
+            options["config"] = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        NotebookClient(notebook, **options).execute()
     printed = "".join(
         output["text"]
         for cell in notebook.cells
