@@ -7,11 +7,13 @@ messages begin with.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from lightning_csn.data.names import SPLIT_NAMES, split_called
+from lightning_csn.data.places import Place
 from lightning_csn.data.samples import Part
 from lightning_csn.errors import InputError
 
@@ -59,6 +61,30 @@ class Table:
     def where(self, row: Row) -> str:
         """File and line of a row, to begin a message with."""
         return str(self.source) if self.entry == "folder" else f"{self.source}, {self.entry} {row.number}"
+
+
+class PlacedTable(NamedTuple):
+    """The table of a split, the name of its layout, and where its videos are."""
+
+    layout: str
+    table: Table
+    places: list[Place]
+
+    @property
+    def any_there(self) -> bool:
+        """Whether any of the videos is there, as far as anybody looked."""
+        return any(place.there is not False for place in self.places)
+
+    @property
+    def rule_counts(self) -> bool:
+        """Whether the table's rule decided anything: one about other names than the usual ones, if there are such."""
+        pairs = zip(self.table.rows, self.places, strict=True)
+        return bool(self.table.rule) and any(not row.trimmed or is_called(place, row.other) for row, place in pairs)
+
+
+def is_called(place: Place, name: str) -> bool:
+    """Whether the file or folder has this name, whatever its ending."""
+    return os.path.splitext(os.path.basename(place.path))[0] == name
 
 
 def split_named(where: str, name: Any) -> str | None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.annotations import deep_classes
+from lightning_csn.data.notices import deep_classes
 from lightning_csn.data.report import NOTE, PREDICT, UNSAFE, WARNING, Problem, Row, counted, files_of, rate_text
 from lightning_csn.data.samples import Collection
 from lightning_csn.data.splits import UCF101_GROUP
