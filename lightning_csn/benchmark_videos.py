@@ -17,7 +17,7 @@ from lightning_csn.errors import InputError
 if TYPE_CHECKING:
     import numpy as np
 
-    from lightning_csn.data.video import VideoLayout
+    from lightning_csn.data.video_info import VideoLayout
 
 SECONDS, RATE, HEIGHT, WIDTH = 10, 30, 256, 340  # of the video that is made
 MADE = f"{WIDTH}x{HEIGHT}, {SECONDS} s, {RATE} fps, h264 as x264 writes it by default"

@@ -481,7 +481,7 @@ def read_quantisation(root: str, spec: ClipSpec, classes: Sequence[str] | None, 
     in either part.
     """
     from lightning_csn.data.annotations import find_samples
-    from lightning_csn.data.video import VideoError
+    from lightning_csn.data.video_info import VideoError
 
     found = find_samples(root)
     first = found.samples.get("train") or found.samples.get("all", [])

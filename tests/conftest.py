@@ -222,7 +222,7 @@ def split_folder(tmp_path_factory: pytest.TempPathFactory, make_video: Callable[
 def entry_of() -> Callable[..., Any]:
     """What an index holds of a file: a good one of two seconds, but for these values of its VideoInfo; or an error."""
     from lightning_csn.data.index import Entry
-    from lightning_csn.data.video import VideoInfo
+    from lightning_csn.data.video_info import VideoInfo
 
     good = {"num_frames": 50, "fps": 25.0, "height": 48, "width": 64, "codec": "h264"}
 

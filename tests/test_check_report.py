@@ -17,7 +17,7 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data.examine import examine
 from lightning_csn.data.index import Entry
 from lightning_csn.data.samples import Collection, Sample
-from lightning_csn.data.video import VideoInfo
+from lightning_csn.data.video_info import VideoInfo
 
 CLIP = ClipSpec(
     frames=8, step=5, fps=25, short_side=64, crop=48, test_crop=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)

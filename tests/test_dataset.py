@@ -16,7 +16,8 @@ from lightning_csn.data.dataset import VideoDataset, collate, decoded_size
 from lightning_csn.data.index import Entry, VideoIndex, stamp_of
 from lightning_csn.data.order import Draw
 from lightning_csn.data.samples import Part, Sample
-from lightning_csn.data.video import Video, VideoInfo
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoInfo
 
 CLIP = ClipSpec(
     frames=4, step=2, fps=None, short_side=48, crop=48, test_crop=48, mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2)

@@ -10,7 +10,7 @@ from lightning_csn.data.dataset import frame_numbers
 from lightning_csn.data.examine import fate_of, histogram
 from lightning_csn.data.report import Fate
 from lightning_csn.data.samples import Part, Sample
-from lightning_csn.data.video import VideoInfo, VideoLayout
+from lightning_csn.data.video_info import VideoInfo, VideoLayout
 
 CLIP = ClipSpec(
     frames=8, step=2, fps=25, short_side=48, crop=32, test_crop=48, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from lightning_csn.data.frame_folder import FrameFolder
 from lightning_csn.data.reading import open_video
-from lightning_csn.data.video import VideoError
+from lightning_csn.data.video_info import VideoError
 
 
 def make(folder: Path, names: list[str], size: tuple[int, int] = (32, 64)) -> Path:

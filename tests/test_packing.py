@@ -17,7 +17,8 @@ from lightning_csn.data.packing import Encoding, pack
 from lightning_csn.data.reading import frames_at, open_video
 from lightning_csn.data.samples import Collection, Part, Sample
 from lightning_csn.data.shards import parse_member, read_index, read_member, read_packed
-from lightning_csn.data.video import Video, VideoError
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError
 from lightning_csn.errors import InputError
 
 

@@ -10,7 +10,7 @@ import torch
 
 from lightning_csn import predict
 from lightning_csn.clip import ClipSpec
-from lightning_csn.data.video import VideoError
+from lightning_csn.data.video_info import VideoError
 from lightning_csn.errors import InputError
 from lightning_csn.many import classify_many
 from lightning_csn.module import LitCSN

@@ -10,7 +10,8 @@ import torch
 from lightning_csn.data import reading, shards
 from lightning_csn.data.frame_folder import FrameFolder
 from lightning_csn.data.reading import frames_at, open_video
-from lightning_csn.data.video import Video, VideoError, VideoInfo
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError, VideoInfo
 from lightning_csn.errors import InputError
 
 

@@ -25,7 +25,8 @@ from lightning_csn.data.shards import (
     read_member_and_layout,
     read_packed,
 )
-from lightning_csn.data.video import Video, VideoError
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError
 from lightning_csn.errors import InputError
 
 CLIP = ClipSpec(frames=4, step=2, fps=None, short_side=32, crop=32, test_crop=32, mean=(0.5,) * 3, std=(0.5,) * 3)

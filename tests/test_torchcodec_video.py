@@ -13,7 +13,8 @@ import torch
 from lightning_csn.data import torchcodec_video
 from lightning_csn.data.reading import open_video
 from lightning_csn.data.torchcodec_video import LARGEST_DIFFERENCE, TorchcodecVideo, find_decoder
-from lightning_csn.data.video import Video, VideoError
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError
 from lightning_csn.errors import InputError
 
 try:

@@ -23,7 +23,8 @@ import numpy as np
 import pytest
 import torch
 
-from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError, VideoInfo, VideoLayout
 
 X265 = "log-level=none:pools=1:frame-threads=1"
 GOP_OF_5 = {"g": "5", "bf": "2"}
@@ -922,7 +923,8 @@ CONTAINERS = {
 }
 READ_THEM = """
 import faulthandler, sys, time
-from lightning_csn.data.video import Video, VideoError
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError
 faulthandler.enable()
 for path in sys.argv[1:]:
     start = time.process_time()

@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_csn.data import watchdog
-from lightning_csn.data.video import Video, VideoError
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError
 from lightning_csn.data.watchdog import ReadTimeoutError, Watchdog, WatchedReader
 
 LONG = 300  # seconds; no test waits for it

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from lightning_csn.data import shards
 from lightning_csn.data.index import Stamp
-from lightning_csn.data.video import VideoError
+from lightning_csn.data.video_info import VideoError
 
 
 def find_copies(stamps: Mapping[str, Stamp], *, workers: int = 1) -> list[list[str]]:

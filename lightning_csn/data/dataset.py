@@ -23,7 +23,7 @@ from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Label, Sample
 from lightning_csn.data.sampling import evaluation_clips, part_frames, random_clips, resample, segment_clips
 from lightning_csn.data.transforms import SCALE, TrainTransform, num_views, short_side_size, views
-from lightning_csn.data.video import VideoError, VideoInfo, VideoLayout
+from lightning_csn.data.video_info import VideoError, VideoInfo, VideoLayout
 from lightning_csn.data.watchdog import WatchedReader
 from lightning_csn.errors import InputError
 

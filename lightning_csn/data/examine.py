@@ -17,7 +17,7 @@ from lightning_csn.data.problems import UNREADABLE_LIMIT, find_problems
 from lightning_csn.data.report import Bin, Fate, Report, Row, files_of, rate_text
 from lightning_csn.data.samples import Collection, Sample
 from lightning_csn.data.sampling import part_frames, resample
-from lightning_csn.data.video import VideoInfo, VideoLayout
+from lightning_csn.data.video_info import VideoInfo, VideoLayout
 from lightning_csn.errors import InputError
 
 BINS = 12  # of the histogram of lengths

@@ -12,7 +12,7 @@ import torch
 
 from lightning_csn.data.crew import Alive, run_apart
 from lightning_csn.data.reading import open_video
-from lightning_csn.data.video import VideoError
+from lightning_csn.data.video_info import VideoError
 
 WIDTH, FRAMES = 128, 3  # pixels of a frame's longer side, and how many frames
 

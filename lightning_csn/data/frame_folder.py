@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from lightning_csn.data.names import picture_number
-from lightning_csn.data.video import VideoError, VideoInfo
+from lightning_csn.data.video_info import VideoError, VideoInfo
 
 FIRST_CHOICES = ("img", "image", "frame", "rgb", "")  # how the names begin where other kinds lie there too
 _MOST_NAMED = 5  # stretches of missing numbers that a message names

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
-from lightning_csn.data.video import VideoInfo, VideoLayout
+from lightning_csn.data.video_info import VideoInfo, VideoLayout
 from lightning_csn.errors import InputError
 
 FORMAT, VERSION = "lightning_csn index of videos", 1  # the version counts up where older lines mean something else

@@ -43,7 +43,8 @@ from lightning_csn.data.crew import Failure, run_apart
 from lightning_csn.data.reading import Reader, open_video
 from lightning_csn.data.samples import Collection, Sample
 from lightning_csn.data.shards import FORMAT, INDEX, MOST_NOTE_BYTES, VERSION, is_member, parse_member, read_member
-from lightning_csn.data.video import Video, VideoError
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError
 from lightning_csn.errors import InputError, check_choice, check_count
 
 POLICIES = ("skip", "raise")

@@ -14,7 +14,8 @@ from torch import Tensor
 from lightning_csn.data import shards
 from lightning_csn.data.frame_folder import FrameFolder
 from lightning_csn.data.torchcodec_video import TorchcodecVideo
-from lightning_csn.data.video import Video, VideoError, VideoInfo, VideoLayout
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError, VideoInfo, VideoLayout
 from lightning_csn.errors import check_choice
 
 READERS = ("av", "torchcodec")

@@ -33,7 +33,7 @@ import time
 from typing import Any, NamedTuple
 
 from lightning_csn.data.samples import Collection, Label, Part, Sample
-from lightning_csn.data.video import VideoError, VideoLayout
+from lightning_csn.data.video_info import VideoError, VideoLayout
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)

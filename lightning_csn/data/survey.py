@@ -20,7 +20,8 @@ from lightning_csn.data import shards
 from lightning_csn.data.crew import Alive, Failure, run_apart
 from lightning_csn.data.index import Entry, IndexWriter, VideoIndex, absolute, is_of_another_version, stamp_of
 from lightning_csn.data.reading import Reader, open_video
-from lightning_csn.data.video import OPEN_OPTIONS, Video, VideoError
+from lightning_csn.data.video import OPEN_OPTIONS, Video
+from lightning_csn.data.video_info import VideoError
 
 _log = logging.getLogger(__name__)
 

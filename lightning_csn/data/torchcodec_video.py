@@ -32,7 +32,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lightning_csn.data.video import Video, VideoError, VideoLayout
+from lightning_csn.data.video import Video
+from lightning_csn.data.video_info import VideoError, VideoLayout
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)

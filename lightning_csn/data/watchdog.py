@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from lightning_csn.data.reading import Reader
-from lightning_csn.data.video import VideoError, VideoInfo
+from lightning_csn.data.video_info import VideoError, VideoInfo
 
 T = TypeVar("T")
 
