@@ -417,6 +417,7 @@ class TrainerCommand(LightningCLI):
     def end_by(self, signum: int) -> None:
         """End as programs do that a signal ended, so that a scheduler does not take the run for finished."""
         self.report_interruption()
+        leave()
         if self.trainer.is_global_zero:  # where another process fails, Lightning kills this one
             raise SystemExit(128 + signum)
 

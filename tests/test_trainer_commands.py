@@ -12,6 +12,7 @@ import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they f
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
@@ -328,10 +329,16 @@ def test_an_interrupted_prediction_goes_on_with_the_same_command(trained, video_
 
 @pytest.mark.filterwarnings("ignore:It is recommended to use .*sync_dist=True")  # of a group that is no strategy's
 @pytest.mark.parametrize(
-    ("command", "error"), [("validate", None), ("validate", SharedError("no luck")), ("features", None)]
+    ("command", "error", "code"),
+    [
+        ("validate", None, 0),
+        ("validate", SharedError("no luck"), 2),
+        ("validate", SIGTERMException(), 143),
+        ("features", None, 0),
+    ],
 )
 def test_a_process_leaves_the_others_when_it_ends(
-    trained, weights, split_folder, tmp_path, monkeypatch, command, error
+    trained, weights, split_folder, tmp_path, monkeypatch, command, error, code
 ):
     """One that does not can abort at its end, whatever its exit code was to be."""
 
@@ -346,7 +353,7 @@ def test_a_process_leaves_the_others_when_it_ends(
     }
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        assert main([command, *options[command]]) == (0 if error is None else 2)
+        assert main([command, *options[command]]) == code
         assert not torch.distributed.is_initialized()
     finally:
         if torch.distributed.is_initialized():
