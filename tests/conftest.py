@@ -132,6 +132,43 @@ def write_video(
             output.mux(sound.encode(None))
 
 
+def probe(path: str | Path) -> Any:
+    """What is known of a video."""
+    from lightning_csn.data.video import Video
+
+    with Video(path) as video:
+        return video.info
+
+
+def read_frames(path: str | Path, numbers: Sequence[int], *, size: tuple[int, int] | None = None) -> torch.Tensor:
+    """Frames of a video, uint8 (T, H, W, C)."""
+    from lightning_csn.data.video import Video
+
+    with Video(path) as video:
+        return video.frames(numbers, size=size)
+
+
+def decode_all(path: Path) -> torch.Tensor:
+    """What Video is measured by: every frame from the first on, uint8 (T, H, W, C)."""
+    import av
+
+    with av.open(str(path)) as container:
+        images = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    return torch.from_numpy(np.stack(images))
+
+
+def remux(source: Path, target: Path, change: Callable[[int, Any], Sequence[Any]]) -> None:
+    """Copy packets, of which `change(position, packet)` makes a list of packets."""
+    import av
+
+    with av.open(str(source)) as before, av.open(str(target), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for i, original in enumerate(packet for packet in before.demux(video=0) if packet.size):
+            for packet in change(i, original):
+                packet.stream = stream
+                after.mux(packet)
+
+
 @pytest.fixture(scope="session")
 def make_video(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Writes a video whose frame n shows n (modulo 256) and returns its path; each kind is encoded once a session.

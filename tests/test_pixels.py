@@ -1,4 +1,4 @@
-"""Frames of every kind in red, green and blue; that they equal those of the ffmpeg program is in test_video.py."""
+"""Frames of every kind in red, green and blue; test_video_pixels.py compares them with those of the ffmpeg program."""
 
 from __future__ import annotations
 
