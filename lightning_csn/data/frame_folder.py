@@ -11,13 +11,13 @@ import itertools
 import os
 import threading
 from collections.abc import Sequence
-from types import TracebackType
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from lightning_csn.data.closing import Closing
 from lightning_csn.data.names import picture_number
 from lightning_csn.data.video_info import VideoError, VideoInfo
 
@@ -25,7 +25,7 @@ FIRST_CHOICES = ("img", "image", "frame", "rgb", "")  # how the names begin wher
 _MOST_NAMED = 5  # stretches of missing numbers that a message names
 
 
-class FrameFolder:
+class FrameFolder(Closing):
     """A folder of numbered pictures, open; to be closed, or used in a `with` block.
 
     fps: pictures per second when they were filmed; None where nobody knows, for pictures do not say it.
@@ -84,14 +84,6 @@ class FrameFolder:
 
     def close(self) -> None:
         """Nothing is open between calls."""
-
-    def __enter__(self) -> FrameFolder:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _picture(self, number: int) -> str:
         return os.path.join(self.path, self._names[number])

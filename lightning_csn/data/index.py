@@ -16,9 +16,9 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, BinaryIO, NamedTuple
 
+from lightning_csn.data.closing import Closing
 from lightning_csn.data.video_info import VideoInfo, VideoLayout
 from lightning_csn.errors import InputError
 
@@ -156,7 +156,7 @@ class VideoIndex:
         return entry if stamp_of(entry.path) == (entry.bytes, entry.mtime_ns) else None
 
 
-class IndexWriter:
+class IndexWriter(Closing):
     """Adds entries to the end of an index file, new or old, in a `with` block; each is in the file when `add` returns.
 
     Raises InputError where the file is something else or cannot be written; an index keeps what it holds.
@@ -189,14 +189,6 @@ class IndexWriter:
         else:
             self._file.close()
             _check_head(path, head)
-
-    def __enter__(self) -> IndexWriter:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file."""

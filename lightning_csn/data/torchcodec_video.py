@@ -25,13 +25,13 @@ import threading
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lightning_csn.data.closing import Closing
 from lightning_csn.data.video import Video
 from lightning_csn.data.video_info import VideoError, VideoLayout
 from lightning_csn.errors import InputError
@@ -63,7 +63,7 @@ class _UnfitError(Exception):
         self.found = found
 
 
-class TorchcodecVideo:
+class TorchcodecVideo(Closing):
     """An open video file, read by torchcodec where it gives the frames of `Video`, see above; close it.
 
     threads, layout, cancelled: as for `Video`.
@@ -93,14 +93,6 @@ class TorchcodecVideo:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> TorchcodecVideo:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Let go of the file and of the decoders."""

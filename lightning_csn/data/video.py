@@ -24,13 +24,13 @@ from collections import deque
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
-from types import TracebackType
 from typing import Any, BinaryIO
 
 import av
 import torch
 from torch import Tensor
 
+from lightning_csn.data.closing import Closing
 from lightning_csn.data.orientation import ORIENTATIONS, Orientation, read_orientation
 from lightning_csn.data.packets import (
     Index,
@@ -65,7 +65,7 @@ class _OutOfStepError(Exception):
     """What comes out of the decoder is not what the packets promised: only counting from the beginning is exact."""
 
 
-class Video:
+class Video(Closing):
     """An open video file; close it, or use it in a `with` block, since open ones leak memory.
 
     source: a path, the bytes of a file, or an open binary file that can seek, which stays open.
@@ -104,14 +104,6 @@ class Video:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> Video:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     @property
     def layout(self) -> VideoLayout:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import TracebackType
 from typing import Any, TypeVar
 
 from torch import Tensor
 
+from lightning_csn.data.closing import Closing
 from lightning_csn.data.reading import Reader
 from lightning_csn.data.video_info import VideoError, VideoInfo
 
@@ -124,7 +124,7 @@ class _Call:
         del self._function, self._args, self._options, self._if_late  # the thread may outlive whoever called
 
 
-class WatchedReader:
+class WatchedReader(Closing):
     """A video that is opened, and whose frames are read, within so many seconds altogether.
 
     open_reader: called with cancelled=Event, which it hands on to what it opens. Where time is over, ReadTimeoutError
@@ -154,14 +154,6 @@ class WatchedReader:
         """Let go of the file, unless a thread hangs in it, which will."""
         if not self._watchdog.cancelled.is_set():
             self._reader.close()
-
-    def __enter__(self) -> WatchedReader:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _close(reader: Reader | None) -> None:
