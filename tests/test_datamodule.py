@@ -693,7 +693,6 @@ def test_hyper_parameters_are_plain_and_make_the_same_module(split_folder):
     assert pickle.loads(pickle.dumps(again.samples)) == module.samples
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than this machine has processors
 @pytest.mark.parametrize(("processors", "workers", "shared"), [(1, 1, 1), (2, 2, 1), (6, 6, 3), (64, 8, 8)])
 def test_there_is_a_worker_for_each_processor(split_folder, monkeypatch, processors, workers, shared):
     """Which the processes of a machine share."""
