@@ -77,7 +77,7 @@ def frames_and_step(text: str) -> tuple[int, int]:
 def run_benchmark_data(args: Namespace) -> int:
     """Measure and print."""
     from lightning_csn.benchmark_text import as_text
-    from lightning_csn.benchmark_videos import find_copies, open_source, pack_copies, write_video
+    from lightning_csn.benchmark_videos import find_packed, open_source, pack_copies, write_video
 
     with ExitStack() as stack:
         stack.enter_context(one_thread())
@@ -88,7 +88,7 @@ def run_benchmark_data(args: Namespace) -> int:
             paths = [write_video(os.path.join(folder, "made.mp4"))]
         sources = [open_source(path) for path in dict.fromkeys(paths)]
         if args.packed is not None:
-            find_copies(sources, args.packed)
+            find_packed(sources, args.packed)
         else:
             note("packing")
             pack_copies(sources, os.path.join(folder, "packed"))

@@ -72,7 +72,8 @@ def describe(source: Source) -> dict[str, Any]:
 def pack_copies(sources: Sequence[Source], folder: str) -> None:
     """Pack the videos as `lightning-csn pack` does, into a new folder, and note where the copies are."""
     from lightning_csn.data.crew import usable_processors
-    from lightning_csn.data.packing import Encoding, pack
+    from lightning_csn.data.encoding import Encoding
+    from lightning_csn.data.packing import pack
     from lightning_csn.data.samples import Collection, Sample
 
     samples = [Sample(source.path, 0, number) for number, source in enumerate(sources)]
@@ -83,10 +84,10 @@ def pack_copies(sources: Sequence[Source], folder: str) -> None:
         workers=usable_processors(),
         on_unreadable="raise",
     )
-    find_copies(sources, folder)
+    find_packed(sources, folder)
 
 
-def find_copies(sources: Sequence[Source], root: str) -> None:
+def find_packed(sources: Sequence[Source], root: str) -> None:
     """Note where the packed copies of these videos are: those of which the index says that they were made of them."""
     from lightning_csn.data import shards
     from lightning_csn.data.reading import open_video

@@ -46,7 +46,7 @@ from lightning_csn.data.shards import is_packed
 from lightning_csn.data.torchcodec_video import find_decoder
 from lightning_csn.data.transforms import CROPS, SCALE, check_cut, num_views
 from lightning_csn.errors import InputError, check_choice, check_count, check_number
-from lightning_csn.scores import videos_done
+from lightning_csn.scores_writer import videos_done
 
 _log = logging.getLogger(__name__)
 

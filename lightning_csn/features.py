@@ -33,12 +33,12 @@ from lightning_csn.clip_module import ClipModule
 from lightning_csn.data.samples import Label, Part, Sample, numbers_of
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError, check_choice
+from lightning_csn.fingerprints import hash_weights
 from lightning_csn.many import RecordWriter, VideoBar
 from lightning_csn.models import checkpoints
 from lightning_csn.models.network import ResNet3D
 from lightning_csn.module import LitCSN
 from lightning_csn.runner import ExportedNetwork, is_export, versions_of
-from lightning_csn.scores import hash_weights
 
 _log = logging.getLogger(__name__)
 

@@ -28,9 +28,9 @@ from lightning_csn.clip import ClipSpec
 from lightning_csn.data.crew import usable_processors
 from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import MOST_WORKERS, VideoDataModule
+from lightning_csn.fingerprints import hash_weights
 from lightning_csn.predict import Prediction, evaluating, likeliest
 from lightning_csn.processes import gather, on_first_process
-from lightning_csn.scores import hash_weights
 
 _log = logging.getLogger(__name__)
 

@@ -80,7 +80,8 @@ def size_bytes(text: str) -> int:
 def run_pack(args: Namespace) -> int:
     """Find, pack, sum up."""
     from lightning_csn.data.crew import usable_processors
-    from lightning_csn.data.packing import Encoding, pack
+    from lightning_csn.data.encoding import Encoding
+    from lightning_csn.data.packing import pack
 
     encoded = {
         name: value for name in ("short_side", "gop", "crf", "frames_fps") if (value := getattr(args, name)) is not None

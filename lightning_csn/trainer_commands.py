@@ -42,7 +42,7 @@ from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.processes import leave
 from lightning_csn.runner import is_export, refuse_exact
-from lightning_csn.scores import ScoresWriter
+from lightning_csn.scores_writer import ScoresWriter
 from lightning_csn.sharding import ShardedStrategy, register_strategies
 
 _log = logging.getLogger(__name__)

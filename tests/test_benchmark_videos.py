@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from lightning_csn.benchmark_videos import find_copies, open_source, pack_copies, write_video
+from lightning_csn.benchmark_videos import find_packed, open_source, pack_copies, write_video
 from lightning_csn.data.video import Video
 from lightning_csn.errors import InputError
 
@@ -16,13 +16,13 @@ def test_shards_of_the_same_videos_are_found_by_what_they_were_packed_of(make_vi
     assert "#000000" in first
     assert "#000001" in second
     again = open_source(str(folder / "b.mp4"))
-    find_copies([again], str(tmp_path / "packed"))
+    find_packed([again], str(tmp_path / "packed"))
     assert again.packed == second
     with pytest.raises(InputError, match=r"it holds no copy of .*c\.mp4"):
-        find_copies([open_source(str(make_video(tmp_path / "c.mp4")))], str(tmp_path / "packed"))
+        find_packed([open_source(str(make_video(tmp_path / "c.mp4")))], str(tmp_path / "packed"))
     make_video(folder / "a.mp4", frames=20)
     with pytest.raises(InputError, match=r"has 8 frames, .*a\.mp4 20"):
-        find_copies([open_source(str(folder / "a.mp4"))], str(tmp_path / "packed"))
+        find_packed([open_source(str(folder / "a.mp4"))], str(tmp_path / "packed"))
 
 
 def test_the_made_video_is_the_same_every_time(tmp_path):

@@ -37,7 +37,7 @@ from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.ema import EMA
 from lightning_csn.metrics import VideoScores
 from lightning_csn.module import LitCSN
-from lightning_csn.scores import ScoresWriter
+from lightning_csn.scores_writer import ScoresWriter
 
 folder, devices, cases, files, stopped = sys.argv[1], int(sys.argv[2]), *map(json.loads, sys.argv[3:])
 torch.set_num_threads(1)

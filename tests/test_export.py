@@ -36,11 +36,11 @@ from lightning_csn.export import (
     read_quantisation,
 )
 from lightning_csn.export_model import as_text, export_options, run_export
+from lightning_csn.fingerprints import hash_weights
 from lightning_csn.models.network import ARCHITECTURES, Architecture, Simple, full
 from lightning_csn.module import LitCSN
 from lightning_csn.predict import classify
 from lightning_csn.runner import ExportedNetwork, load_runner
-from lightning_csn.scores import hash_weights
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15

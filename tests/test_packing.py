@@ -11,9 +11,10 @@ from itertools import pairwise
 import av
 import pytest
 
-from lightning_csn.data import packing
+from lightning_csn.data import encoding, packing
 from lightning_csn.data.annotations import find_samples
-from lightning_csn.data.packing import Encoding, pack
+from lightning_csn.data.encoding import Encoding, packed_size
+from lightning_csn.data.packing import pack
 from lightning_csn.data.reading import frames_at, open_video
 from lightning_csn.data.samples import Collection, Part, Sample
 from lightning_csn.data.shards import parse_member, read_index, read_member, read_packed
@@ -78,7 +79,7 @@ def test_frame_n_of_a_packed_video_is_frame_n_of_the_original(tmp_path, make_vid
         assert after.fps == pytest.approx(before.fps, rel=1e-9)
         assert not after.variable_rate
         assert (after.codec, after.pixel_format) == ("h264", "yuv420p")
-        assert (after.height, after.width) == packing.packed_size(before.height, before.width, 64)
+        assert (after.height, after.width) == packed_size(before.height, before.width, 64)
         assert after.width / after.height == pytest.approx(before.width / before.height, rel=0.04)
         numbers = range(after.num_frames)
         assert [read_number(frame) for frame in packed.frames(numbers)] == list(numbers)
@@ -140,7 +141,7 @@ def test_sources_are_noted_from_the_root_or_as_they_are(tmp_path, make_video, mo
 def test_long_videos_are_read_in_blocks(tmp_path, make_video, read_number, monkeypatch):
     path = make_video(tmp_path / "a.mp4", frames=40, options={"g": "12", "preset": "medium"})
     task = packing.Task("train", 0, str(path), str(tmp_path / "packed"), Encoding())
-    monkeypatch.setattr(packing, "BLOCK_BYTES", 7 * 48 * 64 * 3)
+    monkeypatch.setattr(encoding, "BLOCK_BYTES", 7 * 48 * 64 * 3)
     alive = []
     assert packing.pack_video(task, lambda: alive.append(1)).frames == 40
     assert len(alive) == 2 * 6

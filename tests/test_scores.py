@@ -17,10 +17,11 @@ from torch.utils.data import DataLoader
 
 from lightning_csn.average import average_options, run_average
 from lightning_csn.cli import main
-from lightning_csn.data.samples import Sample
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
-from lightning_csn.scores import ScoresWriter, describe_videos, hash_weights, merge, read_scores, write_arrays
+from lightning_csn.fingerprints import hash_weights
+from lightning_csn.scores import merge, read_scores, write_arrays
+from lightning_csn.scores_writer import ScoresWriter
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
@@ -235,14 +236,6 @@ def test_nothing_is_written_half(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"s\.npz: the scores cannot be written: No space left on device"):
         write_arrays(tmp_path / "s.npz", {"videos": np.zeros(3)})
     assert list(tmp_path.iterdir()) == []
-
-
-def test_networks_whose_tensors_have_the_same_bytes_are_told_apart():
-    one, other = (torch.nn.Linear(*sizes, bias=False) for sizes in ((2, 3), (3, 2)))
-    other.weight = torch.nn.Parameter(one.weight.detach().view(2, 3))
-    assert hash_weights(one) != hash_weights(other)
-    other.weight = one.weight
-    assert hash_weights(one) == hash_weights(other)
 
 
 def test_a_file_that_is_none_is_refused(tmp_path):
@@ -478,21 +471,3 @@ def test_classes_and_confusions_are_those_counted_by_hand(written):
 
 
 # Which test it is
-
-
-def test_a_network_is_known_by_all_of_its_tensors(make_model):
-    network = make_model().network
-    before = hash_weights(network)
-    assert hash_weights(make_model().network) == before
-    network.stem.norm.running_mean[3] += 1e-3
-    after = hash_weights(network)
-    assert len({before, after, hash_weights(network.bfloat16())}) == 3
-
-
-def test_videos_are_known_by_paths_labels_and_parts_wherever_they_lie():
-    videos = [Sample("a/run/1.mp4", 0, 0), Sample("a/run/2.mp4", 1, 1)]
-    known = describe_videos(videos)["sha256"]
-    assert describe_videos([video._replace(path=f"s3://b/{video.path}") for video in videos])["sha256"] == known
-    for change in ({"path": "a/run/3.mp4"}, {"label": 0}, {"part": (0.0, 1.0, "seconds")}):
-        assert describe_videos([videos[0], videos[1]._replace(**change)])["sha256"] != known
-    assert describe_videos(videos[:1])["first"] == "1.mp4"
