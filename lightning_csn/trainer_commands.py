@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import docstring_parser
-import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, WeightAveraging
@@ -37,11 +36,12 @@ from lightning_csn.ema import EMA
 from lightning_csn.errors import InputError, SharedError, check_number
 from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint, WholeCheckpoint
 from lightning_csn.many import PredictionWriter, VideoBar
+from lightning_csn.merge_options import merge_settings
 from lightning_csn.models.fold import keep_memory
-from lightning_csn.models.tensors import DAMAGED_PICKLE
 from lightning_csn.module import LitCSN
 from lightning_csn.processes import leave
-from lightning_csn.runner import is_export, refuse_exact
+from lightning_csn.resumed_run import averaging_of_run, folder_of_run, read_checkpoint
+from lightning_csn.runner import refuse_exact
 from lightning_csn.scores_writer import ScoresWriter
 from lightning_csn.sharding import ShardedStrategy, register_strategies
 
@@ -60,41 +60,8 @@ VIDEOS = ("root", "train_list", "val_list", "test_list", "predict_list", "predic
 # ... and what a test of them needs to know: which they are, and which views of them were asked for.
 FOR_TEST = ("root", "test_list", "layout", "fold", "frames_fps", "test_clips", "test_crops")
 
-# Options of LitCSN that are facts about the weights: another value needs other weights.
-WEIGHTS = ("architecture", "num_classes", "classes", "network", "origin")
-# ... but these options of `network` may change from run to run.
-FREE_NETWORK_OPTIONS = ("dropout", "drop_path", "norm_momentum", "head_pooling", "head_average")
-# Options of LitCSN of which null means none, and how LitCSN holds that; of the others it means: as the weights are.
-NONE_OF_IT: dict[str, Any] = {
-    "class_weights": None,
-    "lr_batch": None,
-    "optimizer_options": {},
-    "stage_lrs": {},
-    "teacher": None,
-}
 # Options of LitCSN that the videos decide in training, and what to do instead.
 DECIDED_BY_VIDEOS = {"classes": ", or give --data.classes for other names or another order", "multi_label": ""}
-# Options whose values live on in the optimiser's and the scheduler's state, so that resuming would ignore new ones.
-OPTIMISER = (
-    "optimizer",
-    "lr",
-    "layer_decay",
-    "head_lr",
-    "stage_lrs",
-    "lr_batch",
-    "momentum",
-    "weight_decay",
-    "decay_norms",
-    "optimizer_options",
-    "schedule",
-    "schedule_interval",
-    "warmup_epochs",
-    "warmup_start",
-    "lr_end",
-    "milestones",
-    "gamma",
-    "freeze_bn",
-)
 
 
 def is_no_advertisement(record: logging.LogRecord) -> bool:
@@ -456,29 +423,6 @@ class TrainerCommand(LightningCLI):
             print(f"to test it{seen}: lightning-csn test --ckpt_path {shlex.quote(shown(last))} {videos}")
 
 
-def read_checkpoint(path: str) -> dict[str, Any]:
-    """What a Lightning checkpoint of LitCSN holds; InputError if the file is none."""
-    if not Path(path).is_file():
-        lack = "this is a folder, not a file" if Path(path).is_dir() else "there is no such file"
-        raise InputError(f"--ckpt_path {path}: {lack}")
-    if is_export(path):
-        raise InputError(f"--ckpt_path {path}: this is an exported file, which is given as --model.pretrained {path}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except DAMAGED_PICKLE as error:
-        if isinstance(error, OSError) and error.strerror:  # such as a lack of permission
-            raise InputError(f"--ckpt_path {path}: it cannot be read: {error.strerror}") from error
-        raise InputError(f"--ckpt_path {path}: this is no Lightning checkpoint") from error
-    if not isinstance(content, dict) or not {"hyper_parameters", "state_dict"} <= set(content):
-        raise InputError(
-            f"--ckpt_path {path}: this is no Lightning checkpoint (it has no hyper_parameters); weights alone are "
-            f"loaded by --model.pretrained {path}"
-        )
-    if not {"architecture", "clip", "network"} <= set(content["hyper_parameters"]):
-        raise InputError(f"--ckpt_path {path}: this is the checkpoint of another LightningModule than LitCSN")
-    return content
-
-
 def is_of_writing(error: OSError, root: str) -> bool:
     """Whether the run's files could not be written: no space, or no such folder as `root` to be had."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS):
@@ -487,70 +431,6 @@ def is_of_writing(error: OSError, root: str) -> bool:
         return False
     path, folder = Path(error.filename).absolute(), Path(root).absolute()
     return path.is_relative_to(folder) or folder.is_relative_to(path)  # also a folder above it that cannot be made
-
-
-def folder_of_run(checkpoint: Mapping[str, Any], root: str) -> str | None:
-    """Where the run of a checkpoint keeps its checkpoints, if that is still there and below `root`."""
-    for name, state in checkpoint.get("callbacks", {}).items():
-        if name.startswith(LastCheckpoint.__name__):
-            folder = Path(state["dirpath"]).resolve()
-            return str(folder) if folder.is_dir() and folder.is_relative_to(Path(root).resolve()) else None
-    return None
-
-
-def averaging_of_run(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The settings of EMA in the run of a checkpoint; None for one that had none."""
-    state = checkpoint.get("callbacks", {}).get(EMA.__name__)
-    return None if state is None else {name: state[name] for name in EMA().settings}
-
-
-def merge_settings(
-    held: Mapping[str, Any],
-    given: Mapping[str, Any],
-    *,
-    typed: set[str],
-    defaults: Mapping[str, Any],
-    resume: bool,
-) -> dict[str, Any]:
-    """Options of LitCSN from a checkpoint (`held`) and by hand (`given`, of which `typed` on the command line).
-
-    What was given by hand wins. Where it cannot, InputError names both values: the weights decide WEIGHTS, and when a
-    run is resumed its optimiser goes on as it was. A config file that fit saved names every option, so that there a
-    null (but for NONE_OF_IT), or the default for one of WEIGHTS, counts as not said. `clip` and `network` may be given
-    in part.
-
-    >>> merge_settings({"lr": 0.1, "num_classes": 4}, {"lr": 0.2}, typed={"lr"}, defaults={}, resume=False)
-    {'lr': 0.2, 'num_classes': 4, 'pretrained': None}
-    """
-    merged = dict(held)
-    for name, value in given.items():
-        if name == "pretrained" or (value is None and name not in NONE_OF_IT):
-            continue
-        if name in WEIGHTS and name not in typed and value == defaults.get(name):
-            continue
-        before = held.get(name, defaults.get(name) if name in OPTIMISER else None)
-        if name in NONE_OF_IT:
-            value, before = (NONE_OF_IT[name] if one is None else one for one in (value, before))
-        if name == "network":
-            before = before or {}
-            for option, new in value.items():
-                if option not in FREE_NETWORK_OPTIONS and option in before and before[option] != new:
-                    raise contradiction(f"network.{option}", new, before[option])
-            merged[name] = {**before, **value}
-        elif name == "clip":
-            merged[name] = {**(before or {}), **value}
-        elif name in WEIGHTS and name in held and value != before:
-            raise contradiction(name, value, before)
-        elif resume and name in OPTIMISER and listed(value) != listed(before):
-            raise InputError(
-                f"--model.{name} {value}: the run to go on with has {name} {before}, and its optimiser goes on as it "
-                "was; to train the weights with other settings start a new run, with --model.pretrained in place of "
-                "--ckpt_path"
-            )
-        else:
-            merged[name] = value
-    merged["pretrained"] = None  # the weights come from the checkpoint
-    return merged
 
 
 def options_to_test(given: Mapping[str, Any]) -> str:
@@ -590,11 +470,6 @@ def decided_by_videos(name: str) -> InputError:
     return InputError(f"--model.{name}: in training the videos decide; leave it out{DECIDED_BY_VIDEOS[name]}")
 
 
-def contradiction(name: str, given: Any, held: Any) -> InputError:
-    """The message for an option that only other weights could have."""
-    return InputError(f"--model.{name} {given}: the weights of the checkpoint were made with {name} {held}")
-
-
 def shown(path: str | Path) -> str:
     """A path as a user would type it: relative where it lies below the current folder."""
     path = Path(path).absolute()
@@ -610,8 +485,3 @@ def argument_help(kind: type, name: str) -> str:
     """What the docstring of a class says of an argument."""
     described = docstring_parser.parse(kind.__doc__ or "").params
     return next((param.description or "" for param in described if param.arg_name == name), "")
-
-
-def listed(value: Any) -> Any:
-    """Tuples as the lists that a checkpoint or a config makes of them."""
-    return list(value) if isinstance(value, tuple) else value

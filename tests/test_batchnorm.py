@@ -18,6 +18,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from lightning_csn.errors import InputError
 from lightning_csn.export import export
+from lightning_csn.merge_options import merge_settings
 from lightning_csn.models import checkpoints
 from lightning_csn.models.batchnorm import (
     FrozenBatchNorm3d,
@@ -34,7 +35,6 @@ from lightning_csn.models.fold import fold
 from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
 from lightning_csn.runner import load_runner
-from lightning_csn.trainer_commands import merge_settings
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15

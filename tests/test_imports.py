@@ -63,6 +63,8 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "data_source",
         "terminal",
         "trainer_help",
+        "merge_options",
+        "resumed_run",
         "classify_videos",
         "weights_commands",
         "make_motion",

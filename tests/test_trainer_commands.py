@@ -17,9 +17,8 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.datamodule import VideoDataModule
-from lightning_csn.errors import InputError, SharedError
+from lightning_csn.errors import SharedError
 from lightning_csn.module import LitCSN
-from lightning_csn.trainer_commands import merge_settings
 
 CLASSES = ["clapping", "jumping", "waving"]
 CLIP = ClipSpec(
@@ -435,31 +434,6 @@ def test_resuming_refuses_settings_that_the_optimiser_would_ignore(trained, spli
     checkpoint = f"--ckpt_path={trained / 'last.ckpt'}"
     assert main(["fit", f"--data.root={split_folder}", checkpoint, "--model.lr=1", *QUIET]) == 2
     assert "the run to go on with has lr 0.125, and its optimiser goes on as it was" in capsys.readouterr().err
-    options = {"resume": True, "defaults": {"layer_decay": 1.0, "lr_end": 0.0}, "typed": {"layer_decay", "lr_end"}}
-    before = {"lr": 0.125}  # of a version that did not know the others
-    assert merge_settings(before, {"layer_decay": 1.0, "lr_end": 0.0}, **options)["layer_decay"] == 1
-    with pytest.raises(InputError, match=r"layer_decay 0.5: the run to go on with has layer_decay 1.0"):
-        merge_settings(before, {"layer_decay": 0.5}, **options)
-
-
-@pytest.mark.parametrize(
-    ("name", "held", "kept"),
-    [("teacher", "weights", None), ("class_weights", "balanced", None), ("stage_lrs", {"stem": 0.0}, {})],
-)
-def test_null_takes_away_what_a_checkpoint_has(name, held, kept):
-    options = {"typed": {name}, "defaults": {name: None}}
-    before = {name: held, "classes": CLASSES}
-    merged = merge_settings(before, {name: None, "classes": None}, **options, resume=False)
-    assert merged == {name: kept, "classes": CLASSES, "pretrained": None}  # that of classes says nothing
-
-
-@pytest.mark.parametrize("name", ["lr_batch", "stage_lrs"])
-def test_null_is_refused_where_the_optimiser_goes_on_with_something(name):
-    options = {"typed": {name}, "defaults": {"lr_batch": None, "stage_lrs": None}, "resume": True}
-    with pytest.raises(InputError, match=f"--model.{name} (None|{{}}): the run to go on with has {name}"):
-        merge_settings({"lr_batch": 8, "stage_lrs": {"stem": 0.0}}, {name: None}, **options)
-    merge_settings({"lr_batch": None, "stage_lrs": {}}, {name: None}, **options)
-    merge_settings({}, {name: None}, **options)  # of a version that had neither
 
 
 def test_a_run_is_resumed_with_the_options_that_it_saved(weights, split_folder, tmp_path):
