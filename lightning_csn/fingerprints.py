@@ -23,6 +23,11 @@ def hash_weights(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def hash_trunk(network: nn.Module) -> str:
+    """sha256 of a network's weights, as `hash_weights`, but for the head, which is no part of its features."""
+    return hash_weights(nn.ModuleDict({name: part for name, part in network.named_children() if name != "head"}))
+
+
 def describe_videos(samples: Sequence[Sample]) -> dict[str, Any]:
     """count, first (a path) and sha256 of paths, labels and parts; paths from the folder on that all of them share.
 

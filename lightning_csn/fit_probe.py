@@ -15,7 +15,7 @@ from lightning_csn.errors import InputError
 from lightning_csn.terminal import natural, note, print_json, table
 
 if TYPE_CHECKING:
-    from lightning_csn.features import Features
+    from lightning_csn.feature_file import Features
     from lightning_csn.probe import ClassScore, Held, Report, Score
 
 DONE = 0
@@ -77,7 +77,7 @@ def run_probe(args: Namespace) -> int:
         raise InputError(f"--save is for --kind linear; {NAMES[args.kind]} are videos, which no head holds")
     if args.model is not None and args.save is None:
         raise InputError("--model is for --save; the features are there already")
-    from lightning_csn.features import read_features
+    from lightning_csn.feature_file import read_features
     from lightning_csn.probe import fit_probe, save_probe
 
     features = read_features(args.features)

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 
 from lightning_csn.errors import InputError, check_choice, check_count
-from lightning_csn.features import Features, hash_trunk
+from lightning_csn.feature_file import Features
+from lightning_csn.fingerprints import hash_trunk
 from lightning_csn.metrics import average_precisions
 from lightning_csn.models import checkpoints
 

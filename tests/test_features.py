@@ -13,7 +13,8 @@ from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.dataset import VideoDataset
 from lightning_csn.errors import InputError
-from lightning_csn.features import FeatureExtractor, LabelledVideos, extract_features, read_features
+from lightning_csn.feature_file import read_features
+from lightning_csn.features import FeatureExtractor, LabelledVideos, extract_features
 from lightning_csn.models import checkpoints
 from lightning_csn.models import fold as fold_module
 from lightning_csn.models.network import create_network

@@ -39,6 +39,7 @@ FLOORS = {  # a file may import files of its own wing, and of lower floors
         "export",
         "answers",
         "many",
+        "feature_file",
         "features",
         "probe",
     },

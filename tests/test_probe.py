@@ -17,7 +17,8 @@ from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.data.dataset import VideoDataset
 from lightning_csn.errors import InputError
-from lightning_csn.features import Features, LabelledVideos, Truth, extract_features, read_features, write_npz
+from lightning_csn.feature_file import Features, Truth, read_features, write_npz
+from lightning_csn.features import LabelledVideos, extract_features
 from lightning_csn.fit_probe import class_text, groups_of
 from lightning_csn.metrics import VideoScores
 from lightning_csn.module import LitCSN
