@@ -36,12 +36,7 @@ from lightning_csn.models.network import create_network
 from lightning_csn.module import LitCSN
 from lightning_csn.runner import load_runner
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 CLIP = {
     **{"frames": 4, "step": 2, "fps": 10, "short_side": 36, "crop": 32, "test_crop": 32},

@@ -39,7 +39,6 @@ CLIP = ClipSpec(
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
     pytest.mark.filterwarnings("ignore:Total length of `list` across ranks is zero"),  # of training without validation
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),  # a worker takes a second to start
 ]
 
 

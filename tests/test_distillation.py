@@ -14,14 +14,7 @@ from lightning_csn.errors import InputError
 from lightning_csn.loss import distillation_loss
 from lightning_csn.module import LitCSN
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec"),  # Lightning 2.6 on torch 2.15
-    # What Lightning says of trainings as small as these.
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 CLASSES = ["clapping", "jumping", "waving"]
 COLOURS = {"mean": [0.5, 0.4, 0.3], "std": [0.25, 0.2, 0.5]}

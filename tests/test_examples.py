@@ -53,7 +53,6 @@ def test_every_option_of_a_config_exists(config, capsys):
             assert resolved[part][name] == value or name == "clip", (part, name)
 
 
-@pytest.mark.filterwarnings("ignore:The number of training batches:UserWarning:lightning")
 def test_the_small_data_recipe_trains_and_its_test_sees_what_training_saw(split_folder, tmp_path, capsys):
     small = '--model.clip={"sampling": "segments", "frames": 2, "short_side": 16, "crop": 16, "test_crop": 16}'
     quick = ["--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=1", "--data.num_workers=0"]
@@ -78,9 +77,7 @@ def test_the_demo_ends_in_a_summary(tmp_path):
     assert (tmp_path / "demo" / "answers.png").stat().st_size > 10_000
 
 
-@pytest.mark.filterwarnings("ignore:.*does not have many workers")
 @pytest.mark.filterwarnings("ignore:.*LeafSpec")
-@pytest.mark.filterwarnings("ignore:The number of training batches")
 @pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 def test_the_comparison_of_the_paper_counts_what_its_table_says(tmp_path, capsys):
     compare = runpy.run_path(str(EXAMPLES / "paper_in_small.py"))["main"]

@@ -42,10 +42,7 @@ from lightning_csn.module import LitCSN
 from lightning_csn.predict import classify
 from lightning_csn.runner import ExportedNetwork, load_runner
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 CLIP = ClipSpec(
     frames=4, step=1, fps=None, short_side=48, crop=32, test_crop=32, mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4)

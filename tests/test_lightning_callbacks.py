@@ -18,12 +18,7 @@ from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import InputError
 from lightning_csn.module import LitCSN
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
-    # What Lightning says of trainings as small as these.
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 
 @pytest.fixture

@@ -25,10 +25,7 @@ CLIP = ClipSpec(
 )
 NAMES = ["clapping", "jumping", "waving"]
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 
 @pytest.fixture

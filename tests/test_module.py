@@ -17,13 +17,7 @@ from lightning_csn.loss import label_loss
 from lightning_csn.models import checkpoints
 from lightning_csn.module import LitCSN
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
-    # What Lightning says of trainings as small as these.
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 CLASSES = ["down", "left", "right", "up"]
 CLIP = {

@@ -18,7 +18,6 @@ from torch.utils.data.distributed import DistributedSampler
 from lightning_csn.data.order import Draw, EachVideoOnce, ResumableLoader, TrainOrder, draw_seed, expected_counts
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
     pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`"),  # a callback that only saved
     pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
 ]

@@ -23,10 +23,7 @@ from lightning_csn.fingerprints import hash_weights
 from lightning_csn.scores import merge, read_scores, write_arrays
 from lightning_csn.scores_writer import ScoresWriter
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 CLASSES = ["clapping", "jumping", "waving"]
 CLIP = {

@@ -34,14 +34,6 @@ QUIET = [
 ]
 
 
-# Of Lightning, about runs as short as these; a user's run is long enough, or should hear it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches"),
-    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
-]
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, split_folder):
     """The folder of a run of two epochs, a step each, as `fit` leaves it."""

@@ -14,13 +14,7 @@ from lightning_csn.module import LitCSN
 from lightning_csn.optimizer import PARTS, part_of
 from lightning_csn.unfreezing import GradualUnfreezing
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*LeafSpec.* is deprecated:FutureWarning"),  # Lightning 2.6 on torch 2.15
-    # What Lightning says of trainings as small as these. That modules are in eval mode is not among it.
-    pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`"),
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:The number of training batches .* is smaller than the logging interval"),
-]
+pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec")  # Lightning 2.6 on torch 2.15
 
 
 class Moved(L.Callback):
