@@ -53,8 +53,9 @@ def on_first_process(trainer: Trainer, work: Callable[[], Value]) -> Value:
 
 
 def leave() -> None:
-    """The last call of a program that ends in order, with no more to say to the others: without it, one of gloo's
-    processes that ends while another lives on can abort, for which Lightning and torchrun kill the others.
+    """The last call of a program that ends in order, with no more to say to the others. Without it, a thread of gloo's
+    that has yet to let go of what was said last finds Python gone and aborts the process, mostly on a busy machine; for
+    that, Lightning and torchrun kill the others.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()

@@ -31,7 +31,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script sta
 
 END_TOGETHER = """
 import torch.distributed
-if torch.distributed.is_initialized():  # a process that ends while another still talks to it can make that one abort
+if torch.distributed.is_initialized():  # as lightning_csn.processes.leave, with none that still talks to one that left
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 """

@@ -331,7 +331,7 @@ def test_an_interrupted_prediction_goes_on_with_the_same_command(trained, video_
 def test_a_process_leaves_the_others_when_it_ends(
     trained, weights, split_folder, tmp_path, monkeypatch, command, error, code
 ):
-    """One that does not can abort at its end, whatever its exit code was to be."""
+    """One that does not may abort, whatever its exit code was to be."""
 
     def fail(self, batch, batch_idx):
         raise error
