@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.benchmark_machine import kernel_seconds, machine, rates_of
@@ -118,13 +118,13 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
     reason = unsupported(device.type, x.dtype, 5, tuple(weight.shape[1:]), layers[0].stride)
     if reason is not None:
         raise InputError(f"--tune: {reason}")
-    from lightning_csn.models import launch
+    from lightning_csn.models import tiles
 
     rows = []
     for layer in layers:
         for problem, function in launches(layer, settings, device):
             tell(f"{problem.kernel}, {layer.channels} channels, {layer.sizes_in} to {layer.sizes}")
-            times = launch.tune(function, problem, device, lambda f: 1e3 * kernel_seconds(f, device, settings.repeats))
+            times = tiles.tune(function, problem, device, lambda f: 1e3 * kernel_seconds(f, device, settings.repeats))
             default, best = next(iter(times)), min(times, key=lambda tile: times[tile])
             rows.append(
                 {
@@ -133,12 +133,12 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
                     "sizes": list(layer.sizes),
                     "default_ms": times[default],
                     "best_ms": times[best],
-                    "tile": asdict(best),
+                    "tile": best._asdict(),
                 }
             )
     if settings.layout == "channels_last":  # fused blocks know no other layout
         rows += tune_products(settings, device, tell)
-    folder = str(launch.cache_path(launch.TILES).parent)
+    folder = str(tiles.cache_path(tiles.TILES).parent)
     return {
         "benchmark": "tune",
         "settings": settings.to_dict(),
@@ -215,7 +215,7 @@ def launches(layer: Layer, settings: Settings, device: torch.device) -> Iterator
     """The kernels that a layer runs in training, each as a function of the tile."""
     import torch
 
-    from lightning_csn.models import launch
+    from lightning_csn.models import launch, tiles
 
     x, weight, grad = layer_tensors(layer, settings.layout, settings, device)
     out, of_x = torch.empty_like(grad), torch.empty_like(x)
@@ -235,4 +235,4 @@ def launches(layer: Layer, settings: Settings, device: torch.device) -> Iterator
         )
         kernels["norm_weight_gradient"] = lambda tile: launch.weight_gradient(grad, x, strides, norm=norm, tile=tile)
     for name, function in kernels.items():
-        yield launch.problem_of(name, grad, strides, last), function
+        yield tiles.problem_of(name, grad, strides, last), function

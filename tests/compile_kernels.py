@@ -23,7 +23,15 @@ from torch._library.custom_ops import OPDEFS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from lightning_csn.models import depthwise, depthwise_kernels, fused_kernels, launch, launch_product, product_kernels
+from lightning_csn.models import (
+    depthwise,
+    depthwise_kernels,
+    fused_kernels,
+    launch,
+    launch_product,
+    product_kernels,
+    tiles,
+)
 from lightning_csn.models.network import create_network
 
 TYPES = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}
@@ -185,8 +193,8 @@ CASES = {
 }
 
 if __name__ == "__main__":
-    launch.processors = lambda device: 132
-    launch.measured = lambda path: {}
+    tiles.processors = lambda device: 132
+    tiles.measured = lambda path: {}
     for module, names in KERNELS.items():
         for name in names:
             setattr(module, name, Compiler(getattr(module, name)))

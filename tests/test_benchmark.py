@@ -426,7 +426,7 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("--device=cpu needs Triton's interpreter")
-    from lightning_csn.models import launch, launch_product
+    from lightning_csn.models import launch, launch_product, tiles
 
     launched, turn = [], iter(range(10**6))
     for name in ("convolve", "weight_gradient", "input_gradient"):
@@ -436,22 +436,22 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
             kind = (name, "norm" in options)
             if kind not in launched:
                 launched.append(kind)
-                original(*args, **{**options, "tile": launch.Tile(2, planes=2)})
+                original(*args, **{**options, "tile": tiles.Tile(2, planes=2)})
 
         monkeypatch.setattr(launch, name, once)
     # The last one wins.
     monkeypatch.setattr(benchmark_layers, "kernel_seconds", lambda f, *_: (f(), 1.0 / (1 + next(turn)))[1])
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
-    launch.measured.cache_clear()
+    tiles.forget()
     result = run_json(capsys, "train", "--tune", "--batch=1")
     first, later = ["convolve", "weight_gradient"], ["norm_convolve", "norm_weight_gradient"]
     strided = [*first, "input_gradient", *later]
-    tiles = [row for row in result["kernels"] if "tile" in row]
-    assert [row["kernel"] for row in tiles] == [*first, *later, *strided, *strided, *strided]
+    rows = [row for row in result["kernels"] if "tile" in row]
+    assert [row["kernel"] for row in rows] == [*first, *later, *strided, *strided, *strided]
     assert len(launched) == 5
     kept = json.loads((tmp_path / "depthwise_tiles.json").read_text())
-    assert list(kept.values()) == [row["tile"] for row in tiles]
-    assert len(kept) == len(tiles)
+    assert list(kept.values()) == [row["tile"] for row in rows]
+    assert len(kept) == len(rows)
     products = [row for row in result["kernels"] if "form" in row]
     assert [(row["kernel"], row["channels"]) for row in products[:3]] == [
         ("reduce of 16", 16),
@@ -464,7 +464,7 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     assert launch_product.takes_in(torch.empty(1, 16, 1, 1, 1), torch.empty(16, 16, 1, 1, 1))
     assert all(row["best_ms"] <= row["default_ms"] for row in result["kernels"])
     assert "kept in" in benchmark_report.as_text(result)
-    launch.measured.cache_clear()
+    tiles.forget()
 
 
 @pytest.mark.parametrize("backend", ["triton", "fused"])

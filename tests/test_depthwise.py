@@ -10,7 +10,6 @@ import os
 import re
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,8 +24,8 @@ from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_backend, d
 from lightning_csn.models.network import create_network
 
 triton = pytest.importorskip("triton")
-from lightning_csn.models import launch  # noqa: E402 - imports Triton
-from lightning_csn.models.launch import Problem, Tile, default_tile  # noqa: E402
+from lightning_csn.models import check_kernels, launch, tiles  # noqa: E402 - imports Triton
+from lightning_csn.models.tiles import Problem, Tile, default_tile  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="compiled kernels at full size")
@@ -44,7 +43,7 @@ def nan_where_nothing_was_written():
 @pytest.fixture(autouse=True)
 def strips_that_the_interpreter_can_afford(monkeypatch):
     if DEVICE == "cpu":
-        monkeypatch.setattr(launch, "default_tile", lambda *given: replace(default_tile(*given), strip=2))
+        monkeypatch.setattr(tiles, "default_tile", lambda *given: default_tile(*given)._replace(strip=2))
 
 
 def make(shape, dtype=F64, last=False):
@@ -475,8 +474,8 @@ def test_measured_tiles_are_kept_and_used(tmp_path, monkeypatch):
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path / "new"))
     x, weight = make((1, 4, 4, 4, 4), F32, last=True)
     out, device = torch.empty_like(x), torch.device(DEVICE)
-    problem = launch.problem_of("convolve", out, (1, 1, 1), True)
-    default = launch.tile_for(problem, device)
+    problem = tiles.problem_of("convolve", out, (1, 1, 1), True)
+    default = tiles.tile_for(problem, device)
     milliseconds = {}
 
     def measure(run):
@@ -484,14 +483,14 @@ def test_measured_tiles_are_kept_and_used(tmp_path, monkeypatch):
         milliseconds[len(milliseconds)] = None
         return 10.0 - len(milliseconds)  # the last one is the fastest
 
-    times = launch.tune(
+    times = tiles.tune(
         lambda tile: launch.convolve(x.detach(), weight.detach(), out, (1, 1, 1), tile=tile), problem, device, measure
     )
     best = min(times, key=times.get)
     assert best != default
-    assert launch.tile_for(problem, device) == best
-    launch.measured.cache_clear()  # as in another process
-    assert launch.tile_for(problem, device) == best
+    assert tiles.tile_for(problem, device) == best
+    tiles.forget()  # as in another process
+    assert tiles.tile_for(problem, device) == best
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["depthwise_tiles.json"]
 
 
@@ -531,16 +530,18 @@ def test_the_first_step_of_a_network_compiles_few_kernels():
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_kernels_about_to_run_are_checked_and_bad_ones_are_stopped(stride, monkeypatch):
-    monkeypatch.setattr(launch, "CHECKED_DEVICES", [DEVICE])
-    monkeypatch.setattr(launch, "_checked", set())
+    monkeypatch.setattr(check_kernels, "CHECKED_DEVICES", [DEVICE])
+    monkeypatch.setattr(check_kernels, "_checked", set())
+    monkeypatch.setattr(launch, "_known", {})
     x, weight = make((1, 3, 3, 3, 4), F32, last=True)
     with depthwise_backend("triton"):
         out = depthwise_conv3d(x, weight, stride)
         torch.autograd.grad(out.sum(), (x, weight), retain_graph=True)
-        checked = {key[:7] for key, _ in launch._checked}
+        checked = {key[:7] for key, _ in check_kernels._checked}
         layer = (F32, 3, 3, 3, 4, (stride,) * 3)
         assert checked == {(kernel, *layer) for kernel in ("convolve", "input gradient", "weight gradient")}
-        launch._checked.clear()
+        check_kernels._checked.clear()
+        launch._known.clear()
         good = launch.weight_gradient
         monkeypatch.setattr(launch, "weight_gradient", lambda *args, **options: good(*args, **options) * 1.001)
         for _ in range(2):

@@ -7,7 +7,6 @@ import copy
 import os
 import subprocess
 import sys
-from dataclasses import replace
 
 import pytest
 import torch
@@ -18,8 +17,8 @@ from lightning_csn.models.depthwise import depthwise_backend
 from lightning_csn.models.network import Bottleneck, create_network, interaction_reduced
 
 pytest.importorskip("triton")
-from lightning_csn.models import launch
-from lightning_csn.models.launch import default_tile
+from lightning_csn.models import tiles
+from lightning_csn.models.tiles import default_tile
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_cuda = pytest.mark.skipif(DEVICE == "cpu", reason="CUDA graphs")
@@ -44,7 +43,7 @@ def clips(shape=(2, 3, 2, 32, 32), dtype=torch.float32, seed=1):
 @pytest.fixture(autouse=True)
 def strips_that_the_interpreter_can_afford(monkeypatch):
     if DEVICE == "cpu":
-        monkeypatch.setattr(launch, "default_tile", lambda *given: replace(default_tile(*given), strip=2))
+        monkeypatch.setattr(tiles, "default_tile", lambda *given: default_tile(*given)._replace(strip=2))
 
 
 @pytest.mark.parametrize(

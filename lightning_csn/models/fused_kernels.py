@@ -4,8 +4,8 @@ A tensor is a matrix here, P places x C channels, channels side by side (channel
 its inputs once and writes each of its outputs once, in vectors of 16 bytes where C is a multiple of 16. Sums over
 places are made per program, and then over the programs in a fixed order. Not yet measured on a GPU.
 
-The normalisation of a layer is a matrix of five rows and C columns: MEAN, VARIANCE (biased), RSTD, SCALE, SHIFT, with
-norm(y) = SCALE y + SHIFT.
+The normalisation of a layer is a matrix of five rows and C columns: MEAN, VARIANCE (unbiased, as running statistics;
+RSTD is by the biased one), RSTD, SCALE, SHIFT, with norm(y) = SCALE y + SHIFT.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ def finish_statistics(
     channel = tl.program_id(0) * LANES + tl.arange(0, LANES)[None, :]
     channel_ok = channel < C
     total, mean, squares = merge_rows(partial_ptr, 0, programs, programs, C, channel, channel_ok, ROWS, LANES, ACC)
-    variance = squares / tl.maximum(total, 1.0)
-    rstd = 1.0 / tl.sqrt(variance + EPS)
+    variance = squares / tl.maximum(total - 1.0, 1.0)
+    rstd = 1.0 / tl.sqrt(squares / tl.maximum(total, 1.0) + EPS)
     scale = rstd * tl.load(weight_ptr + channel, mask=channel_ok, other=0.0).to(ACC)
     shift = tl.load(bias_ptr + channel, mask=channel_ok, other=0.0).to(ACC) - mean * scale
     tl.store(norm_ptr + channel, mean, mask=channel_ok)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -19,11 +20,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_csn.models import launch, product_kernels
+from lightning_csn.models import launch, product_kernels, tiles
 from lightning_csn.models.batchnorm import accurate
+from lightning_csn.models.check_kernels import TOLERANCE, Draw, Pair, before_relu, check_once, exact, moments, sums_of
 from lightning_csn.models.fused import memory_bound
 from lightning_csn.models.fused_operators import empty, library_product, matrix
-from lightning_csn.models.launch import Draw, Pair, before_relu, exact, moments, sums_of
 
 PRODUCTS = "products.json"  # in the cache folder
 _form: str | None = None
@@ -37,7 +38,7 @@ def takes_in(x: Tensor, weight: Tensor) -> bool:
     """
     if _form is not None:
         return _form == "own"
-    found = launch.chosen(PRODUCTS, product_of(x, weight), x.device)
+    found = tiles.chosen(PRODUCTS, product_of(x, weight), x.device)
     return memory_bound(weight.shape[1], weight.shape[0], x.element_size()) if found is None else found == "own"
 
 
@@ -69,30 +70,44 @@ def tune(
     for name in ("own", "library") if counted else ("library", "own"):
         with form(name):
             times[name] = measure(steps)
-    key = launch.cache_key(product_of(x, weight), x.device)
-    launch.keep(launch.cache_path(PRODUCTS), key, min(times, key=lambda name: times[name]))
+    key = tiles.cache_key(product_of(x, weight), x.device)
+    tiles.keep(tiles.cache_path(PRODUCTS), key, min(times, key=lambda name: times[name]))
     return times
 
 
 # The launches.
 
 
-def cut(x: Tensor, weight: Tensor) -> tuple[tuple[int], dict[str, Any]]:
+def cut_product(x: Tensor, weight: Tensor) -> tuple[tuple[int, int, int], dict[str, Any]]:
     """Grid, sizes and constants of a product (P, N) of x (P, K) and a weight (N, K), whose steps may be any."""
     if not x.is_contiguous(memory_format=torch.channels_last_3d):
         raise ValueError(f"channels_last_3d expected, got sizes {tuple(x.shape)} and strides {x.stride()}")
     n, k = weight.shape[:2]
-    places = x.numel() // k
-    columns = min(COLUMNS, max(16, triton.next_power_of_2(n)))
-    grid = (triton.cdiv(places, ROWS) * triton.cdiv(n, columns),)
-    arguments = {"P": places, "K": k, "N": n, "weight_n": weight.stride(0), "weight_k": weight.stride(1)}
-    arguments |= {"ROWS": ROWS, "COLUMNS": columns, "num_warps": 8}
+    sizes = (x.numel() // k, k, n, *weight.stride()[:2])
+    return _cut_product(*sizes, x.dtype, rounds_to_tf32(x.dtype), ROWS, COLUMNS)
+
+
+@lru_cache(launch.MOST_KNOWN)
+def _cut_product(
+    places: int,
+    k: int,
+    n: int,
+    weight_n: int,
+    weight_k: int,
+    dtype: torch.dtype,
+    tf32: bool,
+    rows: int,
+    columns: int,
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    columns = min(columns, max(16, triton.next_power_of_2(n)))
+    arguments = {"P": places, "K": k, "N": n, "weight_n": weight_n, "weight_k": weight_k}
+    arguments |= {"ROWS": rows, "COLUMNS": columns, "num_warps": 8}
     if torch.version.hip is None:  # where Triton knows no such option
         arguments["maxnreg"] = 128  # two programs side by side
-    return grid, arguments | inner(k, x.dtype)
+    return (triton.cdiv(places, rows) * triton.cdiv(n, columns), 1, 1), arguments | inner(k, dtype, tf32)
 
 
-def inner(size: int, dtype: torch.dtype) -> dict[str, Any]:
+def inner(size: int, dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
     """Steps of the loop of a product, and what it computes in."""
     accurate_type = tl.float64 if dtype == torch.float64 else tl.float32
     operands = {torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}.get(dtype, accurate_type)
@@ -100,7 +115,7 @@ def inner(size: int, dtype: torch.dtype) -> dict[str, Any]:
         "INNER": min(128 // dtype.itemsize, max(16, triton.next_power_of_2(size))),  # the same shared memory for all
         "ACC": accurate_type,
         "OPERANDS": accurate_type if launch.INTERPRETED else operands,  # the interpreter multiplies no bfloat16
-        "PRECISION": "tf32" if rounds_to_tf32(dtype) else "ieee",
+        "PRECISION": "tf32" if tf32 else "ieee",
     }
 
 
@@ -115,23 +130,18 @@ def rounds_to_tf32(dtype: torch.dtype) -> bool:
 
 def product(x: Tensor, norm: Tensor | None, weight: Tensor, out: Tensor | None, *, statistics: bool) -> Tensor | None:
     """Fill `out`, unless it is None, and return the partial statistics (3, programs, N) if they are asked for."""
-    check_product("product", x, weight.shape[0], norm is not None, out is not None, statistics)
-    grid, arguments = cut(x, weight)
+    grid, arguments = cut_product(x, weight)
     partial = None
     if statistics:
         partial = x.new_empty((3, triton.cdiv(arguments["P"], ROWS), weight.shape[0]), dtype=accurate(x))
-    with torch.cuda.device_of(x):
-        product_kernels.product[grid](
-            x,
-            norm,
-            weight,
-            out,
-            partial,
-            NORM=norm is not None,
-            STORE=out is not None,
-            STATISTICS=statistics,
-            **arguments,
-        )
+    options = {"NORM": norm is not None, "STORE": out is not None, "STATISTICS": statistics}
+    launch.start(
+        product_kernels.product,
+        grid,
+        (x, norm, weight, out, partial),
+        options | arguments,
+        lambda: check_product("product", x, weight.shape[0], *options.values()),
+    )
     return partial
 
 
@@ -145,81 +155,80 @@ def product_sum(
     out: Tensor,
 ) -> None:
     """Fill `out` with relu(last_norm(product) + other), or + other_norm(other)."""
-    check_product("product sum", x, weight.shape[0], norm is not None, other_norm is not None)
-    grid, arguments = cut(x, weight)
-    with torch.cuda.device_of(x):
-        product_kernels.product_sum[grid](
-            x,
-            norm,
-            weight,
-            last_norm,
-            other,
-            other_norm,
-            out,
-            NORM=norm is not None,
-            ADD=1 if other_norm is None else 2,
-            **arguments,
-        )
+    grid, arguments = cut_product(x, weight)
+    launch.start(
+        product_kernels.product_sum,
+        grid,
+        (x, norm, weight, last_norm, other, other_norm, out),
+        {"NORM": norm is not None, "ADD": 1 if other_norm is None else 2, **arguments},
+        lambda: check_product("product sum", x, weight.shape[0], norm is not None, other_norm is not None),
+    )
 
 
 def sum_gradient(
     grad: Tensor, out: Tensor, x: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, *, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the product, of last_norm's bias and weight as (2, N), and of other, from that of `out`."""
-    check_product("sum gradient", x, weight.shape[0], batch)
-    grid, arguments = cut(x, weight)
+    grid, arguments = cut_product(x, weight)
     masked, grad_y = torch.empty_like(grad), torch.empty_like(grad)
     partial = x.new_empty((triton.cdiv(arguments["P"], ROWS), 2, weight.shape[0]), dtype=accurate(x))
-    with torch.cuda.device_of(x):
-        product_kernels.sum_gradient_sums[grid](
-            x, norm, weight, last_norm, grad, out, masked, partial, NORM=True, **arguments
-        )
-        sums = partial.sum(0)
-        product_kernels.sum_gradient[grid](
-            x, norm, weight, last_norm, sums, masked, grad_y, NORM=True, BATCH=batch, **arguments
-        )
+    product_of = (x, norm, weight, last_norm)
+
+    def check() -> None:
+        check_product("sum gradient", x, weight.shape[0], batch)
+
+    options = {"NORM": True, **arguments}
+    launch.start(product_kernels.sum_gradient_sums, grid, (*product_of, grad, out, masked, partial), options, check)
+    sums = partial.sum(0)
+    options = {"NORM": True, "BATCH": batch, **arguments}
+    launch.start(product_kernels.sum_gradient, grid, (*product_of, sums, masked, grad_y), options, check)
     return grad_y, sums, masked
 
 
 def input_gradient(grad: Tensor, weight: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of norm(y), and of norm's bias and weight as (2, K), from that of the product of relu(norm(y))."""
-    check_product("product input gradient", y, weight.shape[0])
-    grid, arguments = cut(grad, weight.transpose(0, 1))
+    grid, arguments = cut_product(grad, weight.transpose(0, 1))
     out = torch.empty_like(y)
     partial = y.new_empty((triton.cdiv(arguments["P"], ROWS), 2, y.shape[1]), dtype=accurate(y))
-    with torch.cuda.device_of(y):
-        product_kernels.product_input_gradient[grid](grad, weight, y, norm, out, partial, **arguments)
+    launch.start(
+        product_kernels.product_input_gradient,
+        grid,
+        (grad, weight, y, norm, out, partial),
+        arguments,
+        lambda: check_product("product input gradient", y, weight.shape[0]),
+    )
     return out, partial.sum(0)
 
 
 def weight_gradient(grad: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     """The gradient (N, K) of the product's weight, fp32 (fp64 of fp64); relu(norm(y)) is made where y is loaded."""
     n, k = grad.shape[1], y.shape[1]
-    check_product("product weight gradient", y, n)
-    rows, columns = (min(128, max(16, triton.next_power_of_2(size))) for size in (n, k))
-    places = y.numel() // k
-    blocks = triton.cdiv(n, rows), triton.cdiv(k, columns)
-    arguments = inner(places, y.dtype)
-    shares = max(1, 2 * launch.processors(y.device) // math.prod(blocks))  # two programs side by side
-    turns = triton.cdiv(triton.cdiv(places, shares), arguments["INNER"])
-    shares = triton.cdiv(places, turns * arguments["INNER"])
-    partial = y.new_empty((shares, n, k), dtype=accurate(y))
-    with torch.cuda.device_of(y):
-        product_kernels.product_weight_gradient[(*blocks, shares)](
-            grad,
-            y,
-            norm,
-            partial,
-            places,
-            k,
-            n,
-            turns * arguments["INNER"],
-            ROWS=rows,
-            COLUMNS=columns,
-            num_warps=8 if rows * columns > 8192 else 4,
-            **arguments,
-        )
+    grid, arguments = _cut_weight_gradient(
+        y.numel() // k, k, n, y.dtype, rounds_to_tf32(y.dtype), tiles.processors(y.device)
+    )
+    partial = y.new_empty((grid[2], n, k), dtype=accurate(y))
+    launch.start(
+        product_kernels.product_weight_gradient,
+        grid,
+        (grad, y, norm, partial),
+        arguments,
+        lambda: check_product("product weight gradient", y, n),
+    )
     return partial.sum(0)
+
+
+@lru_cache(launch.MOST_KNOWN)
+def _cut_weight_gradient(
+    places: int, k: int, n: int, dtype: torch.dtype, tf32: bool, processors: int
+) -> tuple[tuple[int, int, int], dict[str, Any]]:
+    rows, columns = (min(128, max(16, triton.next_power_of_2(size))) for size in (n, k))
+    blocks = triton.cdiv(n, rows), triton.cdiv(k, columns)
+    arguments = inner(places, dtype, tf32)
+    shares = max(1, 2 * processors // math.prod(blocks))  # two programs side by side
+    turns = triton.cdiv(triton.cdiv(places, shares), arguments["INNER"])
+    arguments |= {"P": places, "K": k, "N": n, "share": turns * arguments["INNER"]}
+    arguments |= {"ROWS": rows, "COLUMNS": columns, "num_warps": 8 if rows * columns > 8192 else 4}
+    return (*blocks, triton.cdiv(places, arguments["share"])), arguments
 
 
 # The steps of a block, in their two forms.
@@ -327,7 +336,7 @@ def activation(y: Tensor, norm: Tensor) -> Tensor:
     return out
 
 
-# Each kernel is held against its definition once: launch.check_once.
+# Each kernel is held against its definition once: check_once.
 
 
 def check_product(kernel: str, x: Tensor, n: int, *options: bool) -> None:
@@ -372,6 +381,6 @@ def check_product(kernel: str, x: Tensor, n: int, *options: bool) -> None:
 
     key: tuple[Any, ...] = (kernel, x.dtype, k, n, *options)
     if rounds_to_tf32(x.dtype):
-        launch.check_once((*key, "tf32"), x.device, pairs, {x.dtype: launch.TOLERANCE[torch.float16]})
+        check_once((*key, "tf32"), x.device, pairs, {x.dtype: TOLERANCE[torch.float16]})
     else:
-        launch.check_once(key, x.device, pairs)
+        check_once(key, x.device, pairs)
