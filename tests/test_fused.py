@@ -399,7 +399,7 @@ def switches():
 def test_products_are_rounded_where_pytorch_was_told_so_by_either_switch(switch, switches):
     def precision(dtype):
         y = torch.empty(1, 4, 2, 2, 2, dtype=dtype).contiguous(memory_format=CHANNELS_LAST)
-        return launch_product.cut_product(y, torch.empty(4, 4, 1, 1, 1, dtype=dtype))[1]["PRECISION"]
+        return launch_product.cut_product(y, torch.empty(4, 4, 1, 1, 1, dtype=dtype))[2]["PRECISION"]
 
     assert precision(torch.float32) == "ieee"
     if switch == "old":
@@ -417,7 +417,7 @@ def test_registers_are_limited_where_the_compiler_knows_how(version, limited, mo
     monkeypatch.setattr(torch.version, "hip", version)
     launch_product._cut_product.cache_clear()  # of the other version
     x = torch.empty(1, 4, 2, 2, 2).contiguous(memory_format=CHANNELS_LAST)
-    assert ("maxnreg" in launch_product.cut_product(x, torch.empty(4, 4, 1, 1, 1))[1]) == limited
+    assert ("maxnreg" in launch_product.cut_product(x, torch.empty(4, 4, 1, 1, 1))[2]) == limited
 
 
 def test_check_of_a_product_allows_for_what_pytorch_allowed(checks, switches, monkeypatch):

@@ -264,16 +264,12 @@ def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """The normalisation (5, C) that partial statistics and the parameters of a BatchNorm make."""
     programs, channels = partial.shape[1:]
     norm = partial.new_empty((5, channels))
-    lanes = min(32, triton.next_power_of_2(channels))
-    blocks = triton.cdiv(channels, lanes)
-    constants = {"C": channels, "ROWS": 64, "LANES": lanes}
-    constants["ACC"] = tl.float64 if partial.dtype == torch.float64 else tl.float32
+    blocks, share, constants = _cut_channels(programs, channels, partial.dtype, MOST_PARTIALS)
 
     def check() -> None:
         check_norms("finish", partial[0, 0], weight.dtype)
 
-    if programs > MOST_PARTIALS:  # with the clips there get more of them, and few programs below
-        share = triton.cdiv(programs, MOST_PARTIALS)
+    if share > 1:
         shares = triton.cdiv(programs, share)
         merged_rows = partial.new_empty((3, shares, channels))
         sizes = {"programs": programs, "share": share, **constants}
@@ -282,6 +278,16 @@ def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     sizes = {"programs": programs, "EPS": eps, **constants}
     start(fused_kernels.finish_statistics, (blocks, 1, 1), (partial, weight, bias, norm), sizes, check)
     return norm
+
+
+@lru_cache(MOST_KNOWN)
+def _cut_channels(programs: int, channels: int, dtype: torch.dtype, most: int) -> tuple[int, int, dict[str, Any]]:
+    """Programs along the channels, how many partial statistics each merges at first, sizes and constants."""
+    lanes = min(32, triton.next_power_of_2(channels))
+    share = max(1, triton.cdiv(programs, most))  # with the clips there get more, and few programs below
+    constants = {"C": channels, "ROWS": 64, "LANES": lanes}
+    constants["ACC"] = tl.float64 if dtype == torch.float64 else tl.float32
+    return triton.cdiv(channels, lanes), share, constants
 
 
 def apply(

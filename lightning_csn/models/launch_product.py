@@ -78,8 +78,8 @@ def tune(
 # The launches.
 
 
-def cut_product(x: Tensor, weight: Tensor) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    """Grid, sizes and constants of a product (P, N) of x (P, K) and a weight (N, K), whose steps may be any."""
+def cut_product(x: Tensor, weight: Tensor) -> tuple[tuple[int, int, int], int, dict[str, Any]]:
+    """Grid, blocks of places, sizes and constants of a product (P, N) of x (P, K) and a weight (N, K) of any steps."""
     if not x.is_contiguous(memory_format=torch.channels_last_3d):
         raise ValueError(f"channels_last_3d expected, got sizes {tuple(x.shape)} and strides {x.stride()}")
     n, k = weight.shape[:2]
@@ -98,13 +98,13 @@ def _cut_product(
     tf32: bool,
     rows: int,
     columns: int,
-) -> tuple[tuple[int, int, int], dict[str, Any]]:
-    columns = min(columns, max(16, triton.next_power_of_2(n)))
+) -> tuple[tuple[int, int, int], int, dict[str, Any]]:
+    blocks, columns = triton.cdiv(places, rows), min(columns, max(16, triton.next_power_of_2(n)))
     arguments = {"P": places, "K": k, "N": n, "weight_n": weight_n, "weight_k": weight_k}
     arguments |= {"ROWS": rows, "COLUMNS": columns, "num_warps": 8}
     if torch.version.hip is None:  # where Triton knows no such option
         arguments["maxnreg"] = 128  # two programs side by side
-    return (triton.cdiv(places, rows) * triton.cdiv(n, columns), 1, 1), arguments | inner(k, dtype, tf32)
+    return (blocks * triton.cdiv(n, columns), 1, 1), blocks, arguments | inner(k, dtype, tf32)
 
 
 def inner(size: int, dtype: torch.dtype, tf32: bool) -> dict[str, Any]:
@@ -130,10 +130,10 @@ def rounds_to_tf32(dtype: torch.dtype) -> bool:
 
 def product(x: Tensor, norm: Tensor | None, weight: Tensor, out: Tensor | None, *, statistics: bool) -> Tensor | None:
     """Fill `out`, unless it is None, and return the partial statistics (3, programs, N) if they are asked for."""
-    grid, arguments = cut_product(x, weight)
+    grid, blocks, arguments = cut_product(x, weight)
     partial = None
     if statistics:
-        partial = x.new_empty((3, triton.cdiv(arguments["P"], ROWS), weight.shape[0]), dtype=accurate(x))
+        partial = x.new_empty((3, blocks, weight.shape[0]), dtype=accurate(x))
     options = {"NORM": norm is not None, "STORE": out is not None, "STATISTICS": statistics}
     launch.start(
         product_kernels.product,
@@ -155,7 +155,7 @@ def product_sum(
     out: Tensor,
 ) -> None:
     """Fill `out` with relu(last_norm(product) + other), or + other_norm(other)."""
-    grid, arguments = cut_product(x, weight)
+    grid, _, arguments = cut_product(x, weight)
     launch.start(
         product_kernels.product_sum,
         grid,
@@ -169,9 +169,9 @@ def sum_gradient(
     grad: Tensor, out: Tensor, x: Tensor, norm: Tensor, weight: Tensor, last_norm: Tensor, *, batch: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of the product, of last_norm's bias and weight as (2, N), and of other, from that of `out`."""
-    grid, arguments = cut_product(x, weight)
+    grid, blocks, arguments = cut_product(x, weight)
     masked, grad_y = torch.empty_like(grad), torch.empty_like(grad)
-    partial = x.new_empty((triton.cdiv(arguments["P"], ROWS), 2, weight.shape[0]), dtype=accurate(x))
+    partial = x.new_empty((blocks, 2, weight.shape[0]), dtype=accurate(x))
     product_of = (x, norm, weight, last_norm)
 
     def check() -> None:
@@ -187,9 +187,9 @@ def sum_gradient(
 
 def input_gradient(grad: Tensor, weight: Tensor, y: Tensor, norm: Tensor) -> tuple[Tensor, Tensor]:
     """Gradients of norm(y), and of norm's bias and weight as (2, K), from that of the product of relu(norm(y))."""
-    grid, arguments = cut_product(grad, weight.transpose(0, 1))
+    grid, blocks, arguments = cut_product(grad, weight.transpose(0, 1))
     out = torch.empty_like(y)
-    partial = y.new_empty((triton.cdiv(arguments["P"], ROWS), 2, y.shape[1]), dtype=accurate(y))
+    partial = y.new_empty((blocks, 2, y.shape[1]), dtype=accurate(y))
     launch.start(
         product_kernels.product_input_gradient,
         grid,

@@ -101,14 +101,10 @@ def tile_for(problem: Problem, device: torch.device) -> Tile:
     return Tile(**found) if found else default_tile(problem, processors(device))
 
 
+@cache  # each launch asks
 def chosen(file: str, problem: Any, device: torch.device) -> Any:
     """What `keep` wrote to a file for a problem on this kind of GPU; None for nothing."""
-    return _chosen(cache_path(file), problem, device)
-
-
-@cache  # each launch asks
-def _chosen(path: Path, problem: Any, device: torch.device) -> Any:
-    return measured(path).get(cache_key(problem, device))
+    return measured(cache_path(file)).get(cache_key(problem, device))
 
 
 @cache
@@ -119,12 +115,9 @@ def processors(device: torch.device) -> int:
 
 def cache_path(file: str) -> Path:
     """Where measured choices are kept: LIGHTNING_CSN_CACHE, or lightning_csn in the user's cache folder."""
-    return _path(os.environ.get("LIGHTNING_CSN_CACHE"), os.environ.get("XDG_CACHE_HOME"), file)
-
-
-@cache
-def _path(folder: str | None, caches: str | None, file: str) -> Path:
-    return (Path(folder) if folder else Path(caches or Path.home() / ".cache") / "lightning_csn") / file
+    folder = os.environ.get("LIGHTNING_CSN_CACHE")
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return (Path(folder) if folder else Path(caches) / "lightning_csn") / file
 
 
 def cache_key(problem: Any, device: torch.device) -> str:
@@ -151,7 +144,7 @@ def keep(path: Path, key: str, choice: Any) -> None:
 def forget() -> None:
     """Read the files anew at the next question, as another process would."""
     measured.cache_clear()
-    _chosen.cache_clear()
+    chosen.cache_clear()
 
 
 def tune(
