@@ -525,8 +525,10 @@ class LitCSN(ClipModule):
         values = {name: value.item() for name, value in scores.compute().items()}
         scores.reset()
         # Every process has the same values. The maximum of them is exact, a mean over three processes need not be.
-        logged = {f"{stage}_{name}": float(value) for name, value in values.items()}
-        self.log_dict(logged, reduce_fx="max", sync_dist=True)
+        for name, value in values.items():
+            figure = f"{stage}_{name}"
+            main = figure in (self.monitor, "val_loss")  # the bar has room for these
+            self.log(figure, float(value), prog_bar=main, reduce_fx="max", sync_dist=True)
         unreadable = gather(self.trainer, self._unreadable)
         if self.trainer.is_global_zero:
             self._told.tell(stage, unreadable)

@@ -37,6 +37,7 @@ from lightning_csn.errors import InputError, SharedError, check_number
 from lightning_csn.last_checkpoint import SAVE_MINUTES, LastCheckpoint, WholeCheckpoint
 from lightning_csn.many import PredictionWriter, VideoBar
 from lightning_csn.merge_options import merge_settings
+from lightning_csn.metrics import COUNTS
 from lightning_csn.models.fold import keep_memory
 from lightning_csn.module import LitCSN
 from lightning_csn.processes import leave
@@ -410,7 +411,11 @@ class TrainerCommand(LightningCLI):
 
     @rank_zero_only
     def report_checkpoints(self) -> None:
-        """Which files the run left, and the command that tests them."""
+        """The figures of validation, which files the run left, and the command that tests them."""
+        measured = self.trainer.callback_metrics
+        named = [name for name in measured if name.startswith("val_") and name.removeprefix("val_") not in COUNTS]
+        if named:
+            print("last validation: " + ", ".join(f"{name} {measured[name]:.4f}" for name in named))
         kept = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         for callback in kept:
             if callback.monitor is not None and callback.best_model_score is not None:

@@ -199,6 +199,26 @@ def test_half_precision_trains_and_scores(make_trainer, precision):
     assert trainer.callback_metrics["val_videos"] == 6
 
 
+@pytest.mark.parametrize(("several", "main"), [(False, "val_top1"), (True, "val_map")])
+def test_the_bar_shows_the_main_figures_of_the_last_validation_while_the_next_epoch_is_trained(
+    several, main, make_trainer
+):
+    shown, measured = [], []
+
+    class Bar(L.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            shown.append({name: x for name, x in trainer.progress_bar_metrics.items() if name.startswith("val_")})
+
+        def on_validation_end(self, trainer, *_):
+            measured.append({name: trainer.callback_metrics[name].item() for name in (main, "val_loss")})
+
+    train, val = make_batch([0, 1, 2, 3]), make_batch([0, 1, 2, 3], views=2)
+    if several:
+        train["labels"], val["labels"] = torch.eye(4), torch.eye(4)
+    make_trainer(max_epochs=2, callbacks=[Bar()]).fit(make_model(multi_label=several), loader(train), loader(val))
+    assert shown == [{}, measured[0]]
+
+
 def test_a_model_from_pretrained_is_in_eval_mode_and_trains_in_train_mode(tmp_path, make_trainer):
     make_model().save_pretrained(tmp_path / "weights")
     model = LitCSN.from_pretrained(tmp_path / "weights")

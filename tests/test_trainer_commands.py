@@ -60,13 +60,32 @@ def test_fit_keeps_the_last_and_the_best_checkpoint_and_its_options(trained):
     assert "architecture: ircsn_tiny" in config.read_text()
 
 
+def test_fit_ends_with_figures_files_and_the_next_command(split_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    options = [option for option in QUIET if "logger" not in option] + ["--model.architecture=ircsn_tiny"]
+    options += ["--trainer.max_epochs=3", "--trainer.check_val_every_n_epoch=2", "--model.lr=0.1"]
+    assert main(["fit", f"--data.root={split_folder}", *SMALL, *options]) == 0
+    with open(tmp_path / "runs/version_0/metrics.csv", newline="") as file:
+        [row] = [row for row in csv.DictReader(file) if row["val_loss"]]
+    names = ("val_top1", "val_top5", "val_macro_f1", "val_loss")
+    best = f"epoch=1-val_top1={float(row['val_top1']):.4f}.ckpt"
+    assert capsys.readouterr().out.splitlines()[-4:] == [
+        "last validation: " + ", ".join(f"{name} {float(row[name]):.4f}" for name in names),
+        f"best val_top1 {float(row['val_top1']):.4f}: runs/version_0/checkpoints/{best}",
+        "last: runs/last.ckpt",
+        f"to test it: lightning-csn test --ckpt_path runs/last.ckpt --data.root {split_folder}",
+    ]
+
+
 def test_fit_without_validation_videos_keeps_the_last_checkpoint(video_folder, tmp_path, capsys):
     options = ["--model.architecture=ircsn_tiny", "--trainer.max_steps=1"]
     root = f"--trainer.default_root_dir={tmp_path}"
     assert main(["fit", f"--data.root={video_folder}", *SMALL, *QUIET, *options, root]) == 0
     assert (tmp_path / "last.ckpt").is_file()
     command = f"lightning-csn test --ckpt_path {tmp_path / 'last.ckpt'} --data.root {video_folder}"
-    assert f"to test it (these are the videos it was trained on): {command}\n" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"to test it (these are the videos it was trained on): {command}\n" in said
+    assert "last validation: " not in said
 
 
 @pytest.mark.parametrize("known", [True, False])
