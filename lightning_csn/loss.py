@@ -8,6 +8,7 @@ Shapes: N clips, C channels, T frames, H x W pixels, K classes.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from lightning_csn.clip import ClipSpec
 from lightning_csn.errors import InputError, check_number
 from lightning_csn.models.batchnorm import is_synchronised, live_norms
+
+_log = logging.getLogger(__name__)
 
 LABELS = {  # by multi_label
     False: "gives each video one class",
@@ -127,6 +130,30 @@ def check_class_weights(weights: Sequence[float] | str | None, num_classes: int)
         check_number("each of class_weights", weight, 0)
     if not any(weights):
         raise InputError("class_weights are all 0: nothing would be learned")
+
+
+def warn_of_balance(balance: float, weights: Sequence[float] | str | None, *, multi_label: bool) -> None:
+    """Log that classes of unequal size are made up for twice: by the `balance` of the data, and by class weights.
+
+    "balanced" with multi_label is another remedy: it weighs the yes of a class against its no.
+    """
+    if not balance or weights is None or (weights == "balanced" and multi_label):
+        return
+    if weights != "balanced" and len(set(weights)) == 1:
+        return
+    given = (
+        f"--data.balance {balance:g} and --model.class_weights {'balanced' if weights == 'balanced' else '(a list)'}"
+    )
+    twice = "the list weighs them more again, so that they may count too much"
+    once = "the weights, counted in what it shows, " + (
+        "are all 1" if balance == 1 else "make up for the rest, as either of them would alone"
+    )
+    _log.warning(
+        "%s are the same remedy for classes of unequal size: balance shows rare ones more often, and %s. Take one of "
+        "them: leave out --data.balance, or --model.class_weights",
+        given,
+        once if weights == "balanced" else twice,
+    )
 
 
 def weights_for(data: Any, num_classes: int, *, multi_label: bool) -> Tensor:

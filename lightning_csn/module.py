@@ -39,6 +39,7 @@ from lightning_csn.loss import (
     loss_of_nothing,
     one_hot,
     training_loss,
+    warn_of_balance,
     weights_for,
 )
 from lightning_csn.metrics import (
@@ -569,6 +570,9 @@ class LitCSN(ClipModule):
             strategy._layer_sync = SyncNorms()  # Lightning applies it after this
         data = getattr(self.trainer, "datamodule", None)
         self._compare_classes(data, stage)
+        if stage == "fit" and self.trainer.is_global_zero:
+            balance = getattr(data, "balance", 0.0)
+            warn_of_balance(balance, self.hparams["class_weights"], multi_label=self.multi_label)
         if stage == "fit" and self.hparams["class_weights"] == "balanced":
             weights = self._class_weights = weights_for(data, self.num_classes, multi_label=self.multi_label)
             if self.trainer.is_global_zero:

@@ -7,7 +7,15 @@ import torch
 import torch.nn.functional as F
 
 from lightning_csn.errors import InputError
-from lightning_csn.loss import check_labels, label_loss, loss_of_nothing, one_hot, training_loss, weights_for
+from lightning_csn.loss import (
+    check_labels,
+    label_loss,
+    loss_of_nothing,
+    one_hot,
+    training_loss,
+    warn_of_balance,
+    weights_for,
+)
 from lightning_csn.models.network import create_network
 
 OPTIONS = {"multi_label": False, "label_smoothing": 0.1, "distill_weight": 0.25, "distill_temperature": 2.0}
@@ -67,3 +75,36 @@ def test_class_weights_are_balanced_by_what_the_data_counts():
         weights_for(data, 3, multi_label=False)
     with pytest.raises(InputError, match="'balanced' needs to know how often each class comes"):
         weights_for(None, 4, multi_label=False)
+
+
+@pytest.mark.parametrize(
+    ("balance", "weights", "said"),
+    [
+        (0.5, [1.0, 4.0], ("balance 0.5 and --model.class_weights (a list)", "so that they may count too much")),
+        (0.5, "balanced", ("balance 0.5 and --model.class_weights balanced", "as either of them would alone")),
+        (1.0, "balanced", ("balance 1 and --model.class_weights balanced", "are all 1")),
+    ],
+)
+def test_two_remedies_for_classes_of_unequal_size_are_one_too_many(balance, weights, said, caplog):
+    warn_of_balance(balance, weights, multi_label=False)
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    found, does = said
+    message = record.getMessage()
+    assert message.startswith(f"--data.{found} are the same remedy")
+    assert f"{does}. Take one of them: leave out --data.balance, or --model.class_weights" in message
+
+
+@pytest.mark.parametrize(
+    ("balance", "weights", "several"),
+    [
+        (0.0, [1.0, 4.0], False),
+        (0.0, "balanced", False),
+        (1.0, None, False),
+        (1.0, [2.0, 2.0], False),
+        (1.0, "balanced", True),  # weighs yes against no
+    ],
+)
+def test_one_remedy_is_none_too_many(balance, weights, several, caplog):
+    warn_of_balance(balance, weights, multi_label=several)
+    assert not caplog.records

@@ -141,6 +141,15 @@ def test_balanced_class_weights_are_those_of_the_training_data(make_trainer, cap
         make_trainer(fast_dev_run=True).fit(make_model(class_weights="balanced"), loader(*TRAIN))
 
 
+def test_balance_beside_class_weights_is_warned_of_once_in_a_training_and_not_in_a_test(make_trainer, caplog):
+    model, data = make_model(class_weights=[1, 1, 2, 4]), Data(CLASSES)
+    data.balance = 0.5
+    trainer = make_trainer(max_epochs=2)
+    trainer.fit(model, data)
+    trainer.test(model, data)
+    assert caplog.text.count("--data.balance 0.5 and --model.class_weights (a list) are the same remedy") == 1
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
