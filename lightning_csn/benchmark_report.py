@@ -145,11 +145,8 @@ def gigabytes(count: int | None) -> str:
 
 def check_plot(file: str) -> None:
     """InputError where the table could not be drawn into a file."""
-    from importlib.util import find_spec
     from pathlib import Path
 
-    if find_spec("matplotlib") is None:
-        raise InputError("--plot needs matplotlib, which is not installed: pip install 'lightning-csn[benchmark]'")
     if Path(file).suffix.lower() not in PLOTS:
         raise InputError(f"--plot {file}: the file's name must end in {', '.join(PLOTS)}")
     if not Path(file).expanduser().absolute().parent.is_dir():

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, need
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +28,9 @@ MOST_ELEMENTS = 10**12  # of a batch; more fits nowhere
 FORMS = (  # of a network that only answers
     *("folded", "compiled", "bf16", "int8", "onnxruntime", "openvino", "onnxruntime-int8", "openvino-int8"),
 )
+# What the forms need that are files of another runtime.
+NEEDED = {"onnxruntime": ("onnx", "onnxscript", "onnxruntime"), "openvino": ("openvino",)}
+NEEDED |= {f"{name}-int8": (*packages, "nncf") for name, packages in NEEDED.items()}
 
 
 @dataclass(frozen=True)
@@ -214,6 +217,7 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
     device = choose_device(args.device, args.model)
     if device.type not in ("cpu", "cuda"):
         raise InputError(f"--device {args.device}: only cpu and cuda are measured")
+    need_packages(args, device)
     if args.architecture not in (None, *ARCHITECTURES):
         raise InputError(f"no network {args.architecture!r}; there are: {', '.join(list_networks())}")
     named = Named(ARCHITECTURE, CLIP) if args.model is None else read_model(args, device)
@@ -276,6 +280,18 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
     return settings, device
 
 
+def need_packages(args: Namespace, device: torch.device) -> None:
+    """InputError with all that is to be installed for a benchmark, of what can run on this device."""
+    from lightning_csn.runner import packages_of
+
+    wanted: dict[str, tuple[str, ...]] = {} if args.model is None else {args.model: packages_of(args.model)}
+    if args.kind == "infer" and device.type == "cpu" and args.precision in (None, "fp32"):
+        wanted |= {f"--forms {name}": NEEDED.get(name, ()) for name in args.forms or ()}
+    if args.plot is not None:
+        wanted["--plot"] = ("matplotlib",)
+    need(wanted)
+
+
 @dataclass(frozen=True)
 class Named:
     """What --model says of the settings, by their names."""
@@ -335,24 +351,15 @@ def forms_of(args: Namespace, clip: Sequence[int], device: torch.device, precisi
 
     from lightning_csn.models.fold import cannot_quantise
 
-    needs: dict[str, tuple[str, ...]] = {
-        "onnxruntime": ("onnxruntime", "onnx", "onnxscript"),
-        "openvino": ("openvino",),
-    }
-    needs |= {f"{name}-int8": (*packages, "nncf") for name, packages in needs.items()}
     suits = device.type == "cpu" and precision == "fp32"
-    square = clip[1] == clip[2]
     reasons: dict[str, str | None] = dict.fromkeys(FORMS, None if suits else "they are measured on a CPU in fp32")
     if suits:
         reasons["int8"] = cannot_quantise("cpu")
-    for name, packages in needs.items():
-        missing = [package for package in packages if not find_spec(package)]
-        if suits and (missing or not square):
-            reasons[name] = (
-                f"{', '.join(missing)} is not installed" if missing else "files are exported for square clips"
-            )
+        if clip[1] != clip[2]:
+            reasons |= dict.fromkeys(NEEDED, "files are exported for square clips")
     if args.forms is None:
-        return tuple(name for name in FORMS if reasons[name] is None)
+        installed = [name for name in FORMS if all(map(find_spec, NEEDED.get(name, ())))]
+        return tuple(name for name in installed if reasons[name] is None)
     for name in args.forms:
         if reasons[name] is not None:
             raise InputError(f"--forms {name}: {reasons[name]}")

@@ -75,9 +75,10 @@ def run_classify(args: Namespace) -> int:
     from lightning_csn.answers import Answers
     from lightning_csn.models.fold import keep_memory
     from lightning_csn.module import LitCSN
-    from lightning_csn.runner import ExportedNetwork, choose_device, refuse_exact
+    from lightning_csn.runner import ExportedNetwork, choose_device, need_to_answer, refuse_exact
 
     refuse_exact(args.model, args.exact)
+    need_to_answer(args.model, args.output)
     device = choose_device(args.device)
     answers = None if args.output is None else Answers(args.output, top=args.top)
     if args.sheet:

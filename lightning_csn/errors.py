@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+# Packages that may be missing, and the extra of this one that brings each.
+EXTRAS = {
+    "onnx": "onnx",
+    "onnxscript": "onnx",
+    "onnxruntime": "onnx",
+    "openvino": "openvino",
+    "nncf": "int8",
+    "pyarrow": "parquet",
+    "matplotlib": "benchmark",
+}
 
 
 class InputError(ValueError):
@@ -38,3 +50,19 @@ def check_choice(option: str, value: Any, choices: Sequence[Any]) -> None:
     """Raise InputError if `value` is none of `choices`; True and 1.0 are not 1."""
     if not any(value == choice and type(value) is type(choice) for choice in choices):
         raise InputError(f"{option} must be one of {', '.join(map(str, choices))}, got {value!r}")
+
+
+def need(wanted: Mapping[Any, Sequence[str]]) -> None:
+    """InputError with one command that installs them all where optional packages are missing.
+
+    wanted: what they are needed for, and their names, which are among EXTRAS.
+    """
+    lacking = {
+        purpose: [name for name in names if not importlib.util.find_spec(name)] for purpose, names in wanted.items()
+    }
+    missing = list(dict.fromkeys(name for names in lacking.values() for name in names))
+    if missing:
+        texts = [f"{purpose} needs {' and '.join(names)}" for purpose, names in lacking.items() if names]
+        are = "which is" if len(missing) == 1 else "which are"
+        extras = ",".join(dict.fromkeys(EXTRAS[name] for name in missing))
+        raise InputError(f"{'; '.join(texts)}, {are} not installed: pip install 'lightning-csn[{extras}]'")

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from lightning_csn import __version__
 from lightning_csn.clip import ClipSpec
-from lightning_csn.errors import InputError, check_choice
+from lightning_csn.errors import InputError, check_choice, need
 from lightning_csn.models.fold import fold
 from lightning_csn.models.pixels import colours, normalised
 from lightning_csn.predict import evaluating
@@ -49,7 +49,6 @@ from lightning_csn.runner import (
     Runner,
     first_line,
     load_runner,
-    need,
     seal,
     versions_of,
 )
@@ -188,8 +187,7 @@ def check_target(out: Path, to: str | None, *, int8: bool) -> str:
         raise InputError(f"{out}: this is a folder; name a file in it")
     if int8 and to == "torch-export":
         raise InputError("int8 is for onnx and openvino, not for torch-export")
-    for package in (*NEEDED[to], *(["nncf"] if int8 else [])):
-        need(package, f"to export to {to}{' in int8' * int8}")
+    need({f"to export to {to}{' in int8' * int8}": (*NEEDED[to], *["nncf"] * int8)})
     return to
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from lightning_csn.answers import Record, readable
 from lightning_csn.data.samples import Label, Part, Sample, numbers_of
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, need
 
 ROWS = 1000  # of a .parquet file that are in memory at once
 MANIFEST_KEY = b"lightning_csn"  # of the manifest among a .parquet file's metadata
@@ -66,6 +66,8 @@ def read_features(path: str | Path) -> Features:
     path = Path(path).expanduser()
     if not path.is_file():
         raise InputError(f"{path}: no such file; 'lightning-csn features' writes features")
+    if path.suffix.lower() == ".parquet":
+        need({path: ("pyarrow",)})
     try:
         return _read_parquet(path) if path.suffix.lower() == ".parquet" else _read_npz(path)
     except (KeyError, ValueError, OSError) as error:  # pyarrow's errors are among them, and so is InputError

@@ -19,7 +19,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-import importlib.util
 import json
 import logging
 import os
@@ -35,7 +34,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_csn.clip import ClipSpec, clip_values
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, need
 from lightning_csn.models.checkpoints import Checkpoint, Loaded
 from lightning_csn.models.pixels import colours, lay_out_weights, normalised
 
@@ -51,8 +50,6 @@ RECORD_FILE = "lightning_csn.json"  # of the record inside a .pt2, which is a zi
 UNSEALED = "0" * 64  # in the place of the hash of a file, in the file itself
 INPUT, OUTPUT = "clips", "logits"  # of every exported graph
 DYNAMIC = ("length", "size")  # what a file may leave open, apart from the number of clips
-# The extra of this package that brings another one.
-EXTRAS = {"onnx": "onnx", "onnxscript": "onnx", "onnxruntime": "onnx", "openvino": "openvino", "nncf": "int8"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +191,7 @@ class OnnxRunner(ExportRunner):
     """model.onnx, by ONNX Runtime."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        need("onnxruntime", path)
+        need({path: packages_of(path)})
         import onnxruntime
         from onnxruntime.capi import onnxruntime_pybind11_state as errors
 
@@ -237,7 +234,7 @@ class OpenvinoRunner(ExportRunner):
     """model.xml and model.bin, by OpenVINO on the CPU."""
 
     def __init__(self, path: Path, device: torch.device) -> None:
-        need("openvino", path)
+        need({path: packages_of(path)})
         import openvino
 
         if device.type != "cpu":
@@ -405,6 +402,20 @@ def is_export(source: object) -> bool:
     return isinstance(source, str | os.PathLike) and Path(source).suffix.lower() in KINDS
 
 
+def packages_of(source: object) -> tuple[str, ...]:
+    """The packages that run a source, if it is an exported file that is there: beside torch, which may be missing."""
+    if not is_export(source) or not Path(str(source)).expanduser().is_file():
+        return ()
+    return {".onnx": ("onnxruntime",), ".xml": ("openvino",)}.get(Path(str(source)).suffix.lower(), ())
+
+
+def need_to_answer(source: object, output: str | None) -> None:
+    """InputError with all that is to be installed where a source and the file of its answers both need packages."""
+    packages = packages_of(source)
+    if packages and output is not None and output.lower().endswith(".parquet"):
+        need({source: packages, output: ("pyarrow",)})
+
+
 def is_program(source: object) -> bool:
     """Whether a source is a file of torch.export, which runs on any device that PyTorch has.
 
@@ -489,14 +500,6 @@ def check_seal(path: Path, record: ExportRecord) -> None:
     if path.suffix.lower() == ".xml":
         what = f"it or {path.with_suffix('.bin').name} beside it is damaged, or they are of two exports"
     raise InputError(f"{path}: {what}; its SHA-256 is not the one that 'lightning-csn export' wrote into it")
-
-
-def need(package: str, purpose: object) -> None:
-    """InputError with what to install if an optional package is missing."""
-    if importlib.util.find_spec(package) is None:
-        raise InputError(
-            f"{purpose} needs {package}, which is not installed: pip install 'lightning-csn[{EXTRAS[package]}]'"
-        )
 
 
 def versions_of(packages: Sequence[str]) -> dict[str, str]:

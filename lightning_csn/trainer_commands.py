@@ -42,7 +42,7 @@ from lightning_csn.models.fold import keep_memory
 from lightning_csn.module import LitCSN
 from lightning_csn.processes import leave
 from lightning_csn.resumed_run import averaging_of_run, folder_of_run, read_checkpoint
-from lightning_csn.runner import refuse_exact
+from lightning_csn.runner import need_to_answer, refuse_exact
 from lightning_csn.scores_writer import ScoresWriter
 from lightning_csn.sharding import ShardedStrategy, register_strategies
 
@@ -193,6 +193,8 @@ class TrainerCommand(LightningCLI):
         """Bring together what was given by hand and what the checkpoint holds."""
         if self.command in ("test", "predict"):
             refuse_exact(self.config.model.pretrained, self.config.exact)
+        if self.command == "predict":
+            need_to_answer(self.config.model.pretrained, self.config.output)
         if all(self.config.data[name] is None for name in VIDEOS):
             raise self.lack_of_videos()
         resumed = self.command == "fit" and self.config.resume and self.config.ckpt_path is None

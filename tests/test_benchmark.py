@@ -156,9 +156,14 @@ def test_exported_files_are_measured_in_their_runtimes(form, capsys):
         ([], ("nncf",), ["folded", "compiled", "bf16", "int8", "onnxruntime", "openvino"]),
         ([], ("onnx", "openvino"), ["folded", "compiled", "bf16", "int8"]),
         (["--clip=2x32x48"], (), ["folded", "compiled", "bf16", "int8"]),
-        (["--forms", "openvino-int8"], ("nncf",), "--forms openvino-int8: nncf is not installed"),
+        (
+            ["--forms", "folded", "openvino-int8", "onnxruntime", "--plot=a.png"],
+            ("nncf", "onnx", "matplotlib"),
+            r"--forms openvino-int8 needs nncf; --forms onnxruntime needs onnx; --plot needs matplotlib, which are not "
+            r"installed: pip install 'lightning-csn\[int8,onnx,benchmark\]'$",
+        ),
         (["--precision=bf16"], (), []),
-        (["--forms", "openvino"], ("openvino",), "--forms openvino: openvino is not installed"),
+        (["--forms", "openvino", "--precision=bf16"], ("openvino",), "they are measured on a CPU in fp32"),
         (["--forms", "openvino", "--clip=2x32x48"], (), "--forms openvino: files are exported for square clips"),
         (["--forms", "folded", "--precision=bf16"], (), "--forms folded: they are measured on a CPU in fp32"),
     ],

@@ -1,9 +1,11 @@
 """The command line as a whole: its pages, its exit codes, and what wrong input gets."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they find, which must not be one test's
 import pytest
@@ -151,3 +153,23 @@ def test_an_interrupted_trainer_is_130(monkeypatch):
 def test_an_exported_file_has_no_exact_form(command, capsys):
     assert main([*command.split(), "--exact"]) == 2
     assert "--exact: m.onnx is an exported file, which has one form only" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["classify a.mp4 --model m.onnx", "predict --data.root . --model.pretrained m.onnx"]
+)
+def test_all_that_is_to_be_installed_for_an_answer_is_said_at_once(command, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("m.onnx").touch()
+    Path("a.mp4").touch()
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name in ("onnxruntime", "pyarrow") else found(name, *rest),
+    )
+    assert main([*command.split(), "--output", "a.parquet"]) == 2
+    assert (
+        "error: m.onnx needs onnxruntime; a.parquet needs pyarrow, which are not installed: "
+        "pip install 'lightning-csn[onnx,parquet]'\n"
+    ) in capsys.readouterr().err

@@ -53,8 +53,7 @@ CLASSES = ["clapping", "jumping", "waving"]
 
 def has(to):
     try:
-        for package in exporting.NEEDED[to]:
-            exporting.need(package, to)
+        exporting.need({to: exporting.NEEDED[to]})
     except InputError:
         return False
     return True
@@ -252,10 +251,36 @@ def test_the_ending_and_the_format_must_fit(name, to, message, tmp_path):
         format_of(tmp_path / name, to)
 
 
-def test_a_format_whose_packages_are_missing_says_what_to_install(tmp_path, monkeypatch):
-    monkeypatch.setattr("lightning_csn.runner.importlib.util.find_spec", lambda name: None)
-    with pytest.raises(InputError, match=r"to export to onnx needs onnx, .*pip install 'lightning-csn\[onnx\]'"):
-        export(make_model(), tmp_path / "model.onnx")
+@pytest.mark.parametrize(
+    ("name", "int8", "missing", "message"),
+    [
+        (
+            "a.onnx",
+            True,
+            ("onnx", "onnxscript", "onnxruntime", "nncf"),
+            "to export to onnx in int8 needs onnx and onnxscript and onnxruntime and nncf, which are not installed: "
+            "pip install 'lightning-csn[onnx,int8]'",
+        ),
+        (
+            "a.xml",
+            True,
+            ("openvino", "nncf", "onnx"),
+            "to export to openvino in int8 needs openvino and nncf, which are not installed: "
+            "pip install 'lightning-csn[openvino,int8]'",
+        ),
+        (
+            "a.xml",
+            False,
+            ("openvino", "nncf"),
+            "to export to openvino needs openvino, which is not installed: pip install 'lightning-csn[openvino]'",
+        ),
+    ],
+)
+def test_all_packages_that_are_missing_are_named_with_one_command(name, int8, missing, message, tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name in missing else name)
+    with pytest.raises(InputError) as raised:
+        exporting.check_target(tmp_path / name, None, int8=int8)
+    assert str(raised.value) == message
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

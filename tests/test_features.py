@@ -208,6 +208,13 @@ def test_weights_without_a_head_and_a_run_will_do_an_exported_file_will_not(mode
             extract(source, videos(video_folder), tmp_path / "b.npz")
 
 
+def test_features_in_parquet_without_pyarrow_say_what_to_install(tmp_path, monkeypatch):
+    (tmp_path / "f.parquet").touch()
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"f\.parquet needs pyarrow, .*: pip install 'lightning-csn\[parquet\]'"):
+        read_features(tmp_path / "f.parquet")
+
+
 @pytest.mark.parametrize("name", ["f.npz", "f.parquet", "array.npz", "other.npz"])
 def test_another_file_is_no_file_of_features(name, tmp_path):
     if name == "f.parquet":

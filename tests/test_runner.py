@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import zipfile
 
 import pytest
@@ -74,7 +75,7 @@ def test_the_gpu_is_chosen_for_what_can_use_it(monkeypatch):
 )
 def test_a_missing_runtime_is_named_with_what_to_install(package, name, advice, tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(b"")
-    monkeypatch.setattr(runner.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=f"needs {package}, which is not installed: .*{advice}"):
         load_runner(tmp_path / name)
 

@@ -295,6 +295,12 @@ def test_where_no_index_is_read_packed_says_so(address, message):
         read_packed(address)
 
 
+def test_what_reads_an_address_and_is_missing_is_named_with_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(InputError, match=r"Install s3fs to access S3: pip install 'lightning-csn\[stream\]'"):
+        read_packed("s3://bucket/data")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -252,7 +252,10 @@ def _fetch(address: str, start: int | None = None, end: int | None = None) -> by
         try:
             files, path = url_to_fs(address)
             return files.cat_file(path, start=start, end=end)
-        except (ImportError, ValueError) as error:  # no package for this protocol, or no such protocol
+        except ImportError as error:  # no package for this protocol
+            extra = ": pip install 'lightning-csn[stream]'" if "s3fs" in str(error) else ""
+            raise _ReadError(f"{error}{extra}") from error
+        except ValueError as error:  # no such protocol
             raise _ReadError(str(error)) from error
         except _FOR_GOOD as error:
             raise _ReadError(_reason(error)) from error
