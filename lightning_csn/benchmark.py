@@ -26,14 +26,15 @@ from lightning_csn.benchmark_layers import measure_layers, tune
 from lightning_csn.benchmark_machine import (
     machine,
     memory_as_input_error,
+    named_rates,
     plain_arithmetic,
     process_memory,
     rates_of,
     seconds_of,
 )
 from lightning_csn.benchmark_report import as_text, check_plot, plot
-from lightning_csn.benchmark_settings import Settings, check, infer_options, train_options
-from lightning_csn.benchmark_ways import FILE, Measured, Way, expected_failures, start, ways_of
+from lightning_csn.benchmark_settings import ELEMENT_BYTES, Settings, check, infer_options, train_options
+from lightning_csn.benchmark_ways import FILE, Measured, Way, expected_failures, precision_of, start, ways_of
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -127,10 +128,11 @@ def measure_network(
         way = Way("plain compiled", "reference", layout, settings.compile or "default")
         tell(f"{way.name}, {way.layout}")
         ready.append(start(way, settings, device))
+    precisions = list(dict.fromkeys(precision_of(measured.way, settings) for measured, _ in ready))
     rates: dict[str, float] = {}
     for _ in range(settings.repeats):
         # In turns with the rest, as the machine may have been busy; the best is what it can do.
-        found = rates_of(settings, device)
+        found = rates_of(settings, device, precisions)
         rates = {name: max(rate, rates.get(name, 0.0)) for name, rate in found.items()}
         for measured, step in ready:
             if step is not None:
@@ -142,8 +144,9 @@ def measure_network(
     return report(settings, machine(device), rates, [measured for measured, _ in ready])
 
 
-def floor_of(settings: Settings, rates: dict[str, float]) -> dict[str, float]:
-    """What a step moves and computes in roofline.py's floor, and the longer of the two times at the machine's rates.
+def floors_of(settings: Settings, rates: dict[str, float], precisions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By precision, what a step moves and computes in roofline.py's floor, and the longer of the two times at the
+    machine's rates: None in a precision of which it has no rate of products.
 
     Bytes of all blocks, forward and in training back, without stem, pooling and head; operations of all convolutions.
     """
@@ -153,35 +156,43 @@ def floor_of(settings: Settings, rates: dict[str, float]) -> dict[str, float]:
     elements = roofline.traffic(*of, **settings.network).floor
     if trains:
         elements += roofline.traffic_back(*of, **settings.network).floor
-    moved = settings.batch * elements * settings.element_bytes
     layers = roofline.layers(*of, **settings.network)
     multiply_adds = sum(layer.multiply_adds * layer.count for layer in layers)
     operations = settings.batch * 2 * multiply_adds * (1 + BACKWARD if trains else 1)
-    return {
-        "bytes": moved,
-        "operations": operations,
-        "seconds": max(moved / rates["copy_bytes_per_second"], operations / rates["matrix_flops_per_second"]),
-    }
+    floors = {}
+    for precision in precisions:
+        moved, rate = settings.batch * elements * ELEMENT_BYTES[precision], rates.get(precision)
+        floors[precision] = {
+            "bytes": moved,
+            "operations": operations,
+            "seconds": None if rate is None else max(moved / rates["copy"], operations / rate),
+            "matrix_flops_per_second": rate,
+        }
+    return floors
 
 
 def report(
     settings: Settings, where: dict[str, Any], rates: dict[str, float], ways: Sequence[Measured]
 ) -> dict[str, Any]:
     """Everything as plain values."""
-    floor = floor_of(settings, rates)
+    floors = floors_of(settings, rates, list(dict.fromkeys(precision_of(each.way, settings) for each in ways)))
     rows: list[dict[str, Any]] = []
     contiguous = [each for each in ways if each.way.name == "plain eager" and each.way.layout == "contiguous"]
     plain_seconds = contiguous[0].median if contiguous and contiguous[0].error is None else None
     for each in ways:
+        precision = precision_of(each.way, settings)
+        floor = floors[precision]
+        seconds, rate = floor["seconds"], floor["matrix_flops_per_second"]
         row = {**asdict(each.way), "checkpointing": list(each.way.checkpointing), "path": each.path}
+        row["precision"] = precision
         row |= {"error": each.error, "peak_memory_bytes": each.memory_bytes, "seconds": each.seconds}
         if each.error is None:
             row |= {
                 "ms_per_step": 1e3 * each.median,
                 "clips_per_second": settings.batch / each.median,
-                "share_of_copy": floor["bytes"] / each.median / rates["copy_bytes_per_second"],
-                "share_of_matrix": floor["operations"] / each.median / rates["matrix_flops_per_second"],
-                "times_floor": each.median / floor["seconds"],
+                "share_of_copy": floor["bytes"] / each.median / rates["copy"],
+                "share_of_matrix": None if rate is None else floor["operations"] / each.median / rate,
+                "times_floor": None if seconds is None else each.median / seconds,
                 "times_plain": None if plain_seconds is None else plain_seconds / each.median,
             }
         rows.append(row)
@@ -204,8 +215,9 @@ def report(
         "benchmark": settings.kind,
         "settings": settings.to_dict(),
         "machine": where,
-        "rates": rates,
-        "floor": floor,
+        "rates": named_rates(rates, settings),
+        "floor": {name: floors[settings.precision][name] for name in ("bytes", "operations", "seconds")},
+        "floors": floors,
         "ways": rows,
         "ratios": ratios,
         "process_peak_memory_bytes": None if settings.device.startswith("cuda") else process_memory(),

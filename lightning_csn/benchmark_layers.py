@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_csn.benchmark_machine import kernel_seconds, machine, rates_of
+from lightning_csn.benchmark_machine import kernel_seconds, machine, named_rates, rates_of
 from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
 from lightning_csn.benchmark_ways import path_of, ways_of
 from lightning_csn.errors import InputError
@@ -25,7 +25,7 @@ def measure_layers(
 
     Bytes: input and output once for the forward pass, and as many for each of the two gradients.
     """
-    rates = rates_of(settings, device)
+    rates = rates_of(settings, device, [settings.precision])
     rows = []
     totals: dict[str, float] = {"ours": 0.0, **dict.fromkeys(LAYOUTS, 0.0)}
     for layer in depthwise_layers(settings.architecture, settings.clip):
@@ -45,8 +45,8 @@ def measure_layers(
             row[name] = {
                 "forward_us": 1e6 * forward,
                 "backward_us": 1e6 * backward,
-                "forward_share_of_copy": moved / forward / rates["copy_bytes_per_second"],
-                "backward_share_of_copy": 2 * moved / backward / rates["copy_bytes_per_second"],
+                "forward_share_of_copy": moved / forward / rates["copy"],
+                "backward_share_of_copy": 2 * moved / backward / rates["copy"],
             }
         rows.append(row)
     return {
@@ -54,7 +54,7 @@ def measure_layers(
         "settings": settings.to_dict(),
         "path": path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend)), settings, device),
         "machine": machine(device),
-        "rates": rates,
+        "rates": named_rates(rates, settings),
         "layers": rows,
         "total_ms": {name: 1e3 * seconds for name, seconds in totals.items()},
         "ratios": {"plain eager": {"speed": min(totals[layout] for layout in LAYOUTS) / totals["ours"]}},

@@ -6,7 +6,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -65,50 +65,70 @@ def plain_arithmetic(device: torch.device) -> Iterator[None]:
 # ---------------------------------------------------------------- rates and times
 
 
-def measure_rates(settings: Settings, device: torch.device, *, copied: int, side: int) -> dict[str, float]:
-    """Bytes/s of a device copy of `copied` bytes, read and written, and FLOP/s of a square product in the precision."""
+SIZES = {"cuda": (2**30, 8192), "cpu": (2**27, 1024)}  # bytes of a copy and side of a product that fill a device
+
+
+def rates_of(settings: Settings, device: torch.device, precisions: Sequence[str]) -> dict[str, float]:
+    """Bytes/s of a device copy, read and written, as "copy"; FLOP/s of a square product in each precision, by its name.
+
+    One of which no product is known on this device has none.
+    """
     import torch
 
-    dtype = getattr(torch, PRECISIONS[settings.precision])
+    copied, side = SIZES["cuda" if device.type == "cuda" else "cpu"]
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
     target.copy_(source)  # pages are mapped and libraries loaded before anything is timed
-    copy = [seconds_of(lambda: target.copy_(source), device, 3) for _ in range(settings.repeats)]
-    left, right = torch.randn(2, side, side, device=device).to(dtype).unbind()
-    products: list[Callable[[], Tensor]] = [lambda: left @ right]
-    if device.type == "cpu" and settings.precision == "fp32":
-        products += packed_product(side)
-    medians = []
-    for product in products:
-        product()
-        medians.append(statistics.median(seconds_of(product, device, 3) for _ in range(settings.repeats)))
-    return {
-        "copy_bytes_per_second": 2 * copied / statistics.median(copy),
-        "matrix_flops_per_second": 2 * side**3 / min(medians),
-    }
+    rates = {"copy": 2 * copied / median_of(lambda: target.copy_(source), settings, device)}
+    for precision in precisions:
+        medians = []
+        for product in products_in(precision, side, device):
+            product()
+            medians.append(median_of(product, settings, device))
+        if medians:
+            rates[precision] = 2 * side**3 / min(medians)
+    return rates
 
 
-def packed_product(side: int) -> list[Callable[[], Tensor]]:
-    """The same square product as a 1x1x1 convolution by oneDNN, which on some CPUs is twice as fast; none elsewhere."""
+def named_rates(rates: dict[str, float], settings: Settings) -> dict[str, float]:
+    """Those of the settings' precision, as results have them."""
+    return {"copy_bytes_per_second": rates["copy"], "matrix_flops_per_second": rates[settings.precision]}
+
+
+def median_of(function: Callable[[], Any], settings: Settings, device: torch.device) -> float:
+    """Seconds that a call takes, of three one after the other."""
+    return statistics.median(seconds_of(function, device, 3) for _ in range(settings.repeats))
+
+
+def products_in(precision: str, side: int, device: torch.device) -> list[Callable[[], Tensor]]:
+    """Square products in a precision: torch's, and on some CPUs as a 1x1x1 convolution by oneDNN, which in fp32 is
+    twice as fast. In int8 the latter alone, bytes to bytes as in fold_int8.py.
+    """
     import torch
     from torch import nn
 
-    from lightning_csn.models.fold import PackedConvolution, cannot_pack
+    from lightning_csn.models.fold import FoldedConvolution, PackedConvolution, cannot_pack, cannot_quantise
 
-    if cannot_pack("cpu", torch.float32) is not None:
-        return []
-    form = torch.channels_last_3d
-    weight = torch.randn(side, side, 1, 1, 1)
-    product = PackedConvolution(weight, torch.zeros(side), nn.Conv3d(side, side, 1), relu=False)
-    x = torch.randn(1, side, 1, side, 1).contiguous(memory_format=form)
-    return [lambda: product(x)]
+    last, plain = torch.channels_last_3d, nn.Conv3d(side, side, 1)
+    left, right = torch.randn(2, side, side, device=device).unbind()
+    x, weight = left.reshape(1, side, 1, side, 1), right.reshape(side, side, 1, 1, 1)
+    if precision == "int8":
+        if cannot_quantise(device.type) is not None:
+            return []
+        from lightning_csn.models.fold_int8 import Int8Convolution, Range
 
-
-def rates_of(settings: Settings, device: torch.device) -> dict[str, float]:
-    """`measure_rates` at sizes that fill the device."""
-    if device.type == "cuda":
-        return measure_rates(settings, device, copied=2**30, side=8192)
-    return measure_rates(settings, device, copied=2**27, side=1024)
+        layer = FoldedConvolution(weight, torch.zeros(side), plain, relu=False)
+        quantised = Int8Convolution(layer, Range(1 / 32, 128), Range(8.0, 128))
+        pixels = (32 * x + 128).clamp(0, 255).to(torch.uint8).contiguous(memory_format=last)
+        return [lambda: quantised(pixels)]
+    dtype = getattr(torch, PRECISIONS[precision])
+    one, other = left.to(dtype), right.to(dtype)
+    products: list[Callable[[], Tensor]] = [lambda: one @ other]
+    if precision != "fp16" and cannot_pack(device.type, dtype) is None:
+        packed = PackedConvolution(weight, torch.zeros(side), plain, relu=False).to(dtype)
+        values = x.to(dtype).contiguous(memory_format=last)
+        products.append(lambda: packed(values))
+    return products
 
 
 def seconds_of(function: Callable[[], Any], device: torch.device, steps: int) -> float:

@@ -23,9 +23,14 @@ def as_text(result: dict[str, Any]) -> str:
     ]
     if "rates" in result:
         rates = result["rates"]
+        by_type = {settings["precision"]: {"matrix_flops_per_second": rates["matrix_flops_per_second"]}}
+        products = [
+            f"{floor['matrix_flops_per_second'] / 1e12:.3f} TFLOP/s in {name}"
+            for name, floor in result.get("floors", by_type).items()
+            if floor["matrix_flops_per_second"] is not None
+        ]
         head.append(
-            f"measured here: copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s, "
-            f"matrix product {rates['matrix_flops_per_second'] / 1e12:.3f} TFLOP/s"
+            f"measured here: copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix product {', '.join(products)}"
         )
     body = {"layers": layers_text, "find-batch": batches_text, "tune": tiles_text}.get(result["benchmark"], ways_text)
     return "\n".join([*head, *body(result)])
@@ -35,7 +40,7 @@ def ways_text(result: dict[str, Any]) -> list[str]:
     """The table of `measure_network`."""
     from lightning_csn.terminal import table
 
-    settings, floor, unit = result["settings"], result["floor"], "step" if result["benchmark"] == "train" else "pass"
+    settings, unit = result["settings"], "step" if result["benchmark"] == "train" else "pass"
     rows = [
         (
             "WAY",
@@ -61,16 +66,22 @@ def ways_text(result: dict[str, Any]) -> list[str]:
             f"{way['clips_per_second']:.2f}",
             f"{way['ms_per_step']:.2f}",
             "-" if way["times_plain"] is None else f"{way['times_plain']:.2f}",
-            f"{way['times_floor']:.2f}",
+            "-" if way["times_floor"] is None else f"{way['times_floor']:.2f}",
             f"{way['share_of_copy']:.0%}",
-            f"{way['share_of_matrix']:.0%}",
+            "-" if way["share_of_matrix"] is None else f"{way['share_of_matrix']:.0%}",
             gigabytes(way["peak_memory_bytes"]),
         )
         rows.append((name, path, way["layout"], *numbers))
     counted = (
         "counted at these rates: bytes of all blocks without stem, pooling and head, operations of all convolutions"
     )
-    lines = [f"floor {1e3 * floor['seconds']:.2f} ms a {unit}, {counted}", "", table(rows), ""]
+    floors = [
+        f"{'-' if floor['seconds'] is None else format(1e3 * floor['seconds'], '.2f')} ms a {unit} in {name}"
+        for name, floor in result["floors"].items()
+    ]
+    lines = [f"floor {', '.join(floors)}, {counted}", "", table(rows), ""]
+    if any(floor["seconds"] is None for floor in result["floors"].values()):
+        lines.append("-: this machine has no product of that type that is measured, and a row in it no floor")
     for name, ratio in result["ratios"].items():
         memory = "" if ratio["memory"] is None else f", {ratio['memory']:.2f} of its peak memory"
         lines.append(
@@ -166,8 +177,10 @@ def plot(result: dict[str, Any], file: str) -> None:
     axes = figure.add_subplot()
     bars = axes.barh(names, times, color=["tab:gray" if name.startswith("plain") else "tab:blue" for name in names])
     axes.bar_label(bars, [f"{time:.3g}" for time in times], padding=3)
-    floor = 1e3 * result["floor"]["seconds"] / settings["batch"]
-    axes.axvline(floor, color="tab:red", linestyle="--", label=f"floor, {settings['precision']}: {floor:.3g}")
+    for (name, floor), style in zip(result["floors"].items(), ("--", "-.", ":"), strict=False):
+        if floor["seconds"] is not None:
+            time = 1e3 * floor["seconds"] / settings["batch"]
+            axes.axvline(time, color="tab:red", linestyle=style, label=f"floor, {name}: {time:.3g}")
     axes.invert_yaxis()
     axes.margins(x=0.12)
     axes.set_xlabel("milliseconds a clip (median)")

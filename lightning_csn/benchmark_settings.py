@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lightning_csn.models.roofline import Layer
 
 PRECISIONS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "int8": 1}  # of an activation
 LAYOUTS = ("contiguous", "channels_last")
 BACKENDS = ("auto", "reference", "taps", "triton", "fused")  # of depthwise.py, which imports torch
 MODES = ("default", "reduce-overhead", "max-autotune")
@@ -38,8 +39,8 @@ class Settings:
     """What is measured.
 
     clip: frames, height, width. model: what --model names: weights, which all ways then have, or an exported file,
-    which is one more way. runtime: of such a file, "ONNX Runtime 1.32, fp32". counted: whether PyTorch runs such a
-    file, and counts its memory. network: options of create_network.
+    which is one more way. runtime: of such a file, "ONNX Runtime 1.32, fp32". file_precision: what it computes in.
+    counted: whether PyTorch runs such a file, and counts its memory. network: options of create_network.
     """
 
     kind: str
@@ -58,6 +59,7 @@ class Settings:
     forms: tuple[str, ...] = ()
     model: str | None = None
     runtime: str | None = None
+    file_precision: str = "fp32"
     counted: bool = True
     num_classes: int = NUM_CLASSES
     network: dict[str, Any] = field(default_factory=dict)
@@ -69,7 +71,7 @@ class Settings:
     @property
     def element_bytes(self) -> int:
         """Of an activation."""
-        return 4 if self.precision == "fp32" else 2
+        return ELEMENT_BYTES[self.precision]
 
 
 # ---------------------------------------------------------------- options
@@ -171,9 +173,10 @@ EPILOGS = {
         "in their time. int8 is calibrated on noise here: its speed is right, its answers are not.\n"
         "A file of --model takes the same clips as pixels, and runs as classify runs it. The networks beside it have\n"
         "its architecture, in fp32, and weights of their own: its are in the file alone.\n"
-        "X PLAIN: how many times as fast as the contiguous plain network. On a CPU the floor's matrix product is\n"
-        "PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to pass, as the commands do, and\n"
-        "the plain networks give it back, as programs do that do not ask for more.\n\n"
+        "X PLAIN: how many times as fast as the contiguous plain network. X FLOOR, OF COPY and OF MATRIX are of the\n"
+        "row's own type: the bytes of its elements, and the rate of products in that type; - where none is measured.\n"
+        "On a CPU such a product is PyTorch's or oneDNN's, whichever is faster; our forms keep memory from pass to\n"
+        "pass, as the commands do, and the plain networks give it back, as programs do that do not ask for more.\n\n"
         "examples:\n"
         "  lightning-csn benchmark infer --architecture ircsn_50 --batch 1 --device cpu --clip 16x112x112 --repeats 3\n"
         "  lightning-csn benchmark infer --model model.onnx --batch 1 --forms folded --against eager\n"
@@ -273,6 +276,7 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         forms=forms_of(args, clip, device, precision) if args.kind == "infer" else (),
         model=args.model,
         runtime=named.runtime,
+        file_precision=named.precision,
         counted=named.counted,
         num_classes=named.num_classes,
         network=named.network,
@@ -301,6 +305,7 @@ class Named:
     num_classes: int = NUM_CLASSES
     network: dict[str, Any] = field(default_factory=dict)
     runtime: str | None = None
+    precision: str = "fp32"
     counted: bool = True
 
 
@@ -313,7 +318,7 @@ def read_model(args: Namespace, device: torch.device) -> Named:
         runner = load_runner(args.model, device)  # once more where it is measured, and not kept until then
         assert isinstance(runner, ExportRunner)
         record, own = runner.record, (runner.clip.frames, runner.clip.test_crop, runner.clip.test_crop)
-        found = Named(record.architecture, own, record.num_classes, record.network, runner.form)
+        found = Named(record.architecture, own, record.num_classes, record.network, runner.form, record.precision)
         found = replace(found, counted=isinstance(runner, ProgramRunner))
         if args.clip is not None:
             try:

@@ -73,6 +73,15 @@ def ways_of(settings: Settings, against: Sequence[str]) -> list[Way]:
     return [ours, *forms] + [Way("plain eager", "reference", layout) for layout in LAYOUTS if "eager" in against]
 
 
+def precision_of(way: Way, settings: Settings) -> str:
+    """What a way computes in: the type of its activations, fp32, bf16, fp16 or int8."""
+    if way.form == FILE:
+        return settings.file_precision
+    if way.form == "trained":
+        return settings.precision
+    return next((name for name in ("bf16", "int8") if way.form.endswith(name)), "fp32")
+
+
 def path_of(way: Way, settings: Settings, device: torch.device) -> str:
     """What computes the depthwise layers: fused, and by whose products, triton, taps, reference; or that none are."""
     import torch

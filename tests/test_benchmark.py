@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 
@@ -17,6 +18,7 @@ from lightning_csn import (
     benchmark_report,
     benchmark_settings,
     benchmark_ways,
+    runner,
 )
 from lightning_csn.benchmark import largest
 from lightning_csn.benchmark_settings import Settings
@@ -38,9 +40,7 @@ FEW = ["--device=cpu", "--batch=2", "--repeats=2", "--steps=1"]  # of a network 
 def rates_of_a_small_copy(monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    original = benchmark_machine.measure_rates
-    small = {"copied": 2**16, "side": 32}
-    monkeypatch.setattr(benchmark_machine, "measure_rates", lambda *args, **_: original(*args, **small))
+    monkeypatch.setattr(benchmark_machine, "SIZES", dict.fromkeys(("cpu", "cuda"), (2**16, 32)))
     yield
     torch.set_num_threads(threads)
 
@@ -73,6 +73,7 @@ def test_ours_and_the_plain_network_are_measured_in_one_run(kind, capsys):
         assert len(way["seconds"]) == 2
         assert way["clips_per_second"] == pytest.approx(2 / (way["ms_per_step"] / 1e3))
         assert way["times_floor"] == pytest.approx(way["ms_per_step"] / 1e3 / result["floor"]["seconds"])
+        assert way["precision"] == "fp32"
         # the longer of the two times is the floor's
         assert max(way["share_of_copy"], way["share_of_matrix"]) == pytest.approx(1 / way["times_floor"])
         assert way["error"] is way["peak_memory_bytes"] is None
@@ -89,6 +90,10 @@ def test_quicker_forms_of_inference_are_measured_in_the_same_run(capsys):
         ("folded", "folded"),
         ("bf16", "bf16"),
     ]
+    assert [way["precision"] for way in result["ways"]] == ["fp32", "fp32", "bf16", "fp32", "fp32"]
+    half, whole = (result["floors"][name] for name in ("bf16", "fp32"))
+    assert 2 * half["bytes"] == whole["bytes"]
+    assert result["ways"][2]["times_floor"] == pytest.approx(result["ways"][2]["ms_per_step"] / 1e3 / half["seconds"])
     packs = cannot_pack("cpu", torch.float32) is None
     assert result["ways"][1]["path"] == ("oneDNN, packed" if packs else "nn.Conv3d")
     plain = {way["layout"]: way["ms_per_step"] for way in result["ways"][3:]}
@@ -109,6 +114,8 @@ def test_form_of_8_bits_is_measured_and_drawn_and_said_to_be_calibrated_on_noise
     assert main(["benchmark", "infer", *TINY, *options]) == 0
     text = capsys.readouterr().out
     assert "oneDNN, int8" in text
+    assert re.search(r"matrix product \S+ TFLOP/s in fp32, \S+ TFLOP/s in int8\n", text)
+    assert re.search(r"floor \S+ ms a pass in fp32, \S+ ms a pass in int8, counted", text)
     assert "int8: calibrated on noise, for its speed alone" in text
     assert drawn.read_bytes().startswith(b"\x89PNG")
 
@@ -221,6 +228,16 @@ def test_exported_file_is_one_more_way_and_its_record_says_which_network_is_besi
     assert result["ratios"]["plain eager"]["of"] == path.name
     layers = roofline.layers("ircsn_tiny", (4, 32, 32), stem_pool=False)
     assert result["floor"]["operations"] == 2 * 2 * sum(layer.multiply_adds * layer.count for layer in layers)
+
+
+def test_exported_file_is_held_against_the_floor_of_what_it_computes_in(program, monkeypatch):
+    path = str(program[1])
+    found = runner.load_runner(path, "cpu")
+    found.record = dataclasses.replace(found.record, precision="int8")
+    monkeypatch.setattr(runner, "load_runner", lambda *_: found)
+    settings = settings_of("--model", path)
+    ways = benchmark_ways.ways_of(settings, ())
+    assert [benchmark_ways.precision_of(way, settings) for way in ways] == ["fp32", "int8"]
 
 
 def test_exported_file_stands_in_the_table_and_in_the_drawing(program, capsys, tmp_path, monkeypatch):

@@ -9,10 +9,10 @@ import torch
 from lightning_csn import benchmark, benchmark_layers, benchmark_machine, benchmark_report, benchmark_ways
 from lightning_csn.benchmark_settings import Settings
 from lightning_csn.benchmark_ways import Measured, Way
-from lightning_csn.models import roofline
+from lightning_csn.models import fold, roofline
 
 CPU = torch.device("cpu")
-RATES = {"copy_bytes_per_second": 1e9, "matrix_flops_per_second": 2e9}
+RATES = {"copy": 1e9, "fp32": 2e9}
 
 
 @pytest.fixture
@@ -33,6 +33,10 @@ def settings_of(kind="train", **changed):
     return Settings(**(values | {"kind": kind, "repeats": 3, "device": "cpu"} | changed))
 
 
+def floor_of(settings, rates):
+    return benchmark.floors_of(settings, rates, [settings.precision])[settings.precision]
+
+
 def test_seconds_are_those_of_one_call(clock):
     assert benchmark_machine.seconds_of(lambda: clock(2.0), CPU, 5) == pytest.approx(2.0)
 
@@ -42,15 +46,67 @@ def test_seconds_of_a_layer_are_the_median_of_calls_after_the_first(clock):
     assert benchmark_machine.kernel_seconds(lambda: clock(next(taken)), CPU, 3) == pytest.approx(2.0)
 
 
-def test_a_copy_reads_and_writes_and_a_product_multiplies_and_adds(monkeypatch):
+def test_a_copy_reads_and_writes_and_a_product_multiplies_and_adds_in_each_type(monkeypatch):
+    monkeypatch.setattr(benchmark_machine, "SIZES", {"cpu": (1000, 10)})
     monkeypatch.setattr(benchmark_machine, "seconds_of", lambda function, device, steps: 0.5)
-    rates = benchmark_machine.measure_rates(settings_of(precision="bf16"), CPU, copied=1000, side=10)
-    assert rates == {"copy_bytes_per_second": 4000.0, "matrix_flops_per_second": 4000.0}
+    monkeypatch.setattr(fold, "cannot_quantise", lambda device: "no instructions")
+    rates = benchmark_machine.rates_of(settings_of(), CPU, ["fp32", "bf16", "int8"])
+    assert rates == {"copy": 4000.0, "fp32": 4000.0, "bf16": 4000.0}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
+def test_products_are_in_the_type_that_they_are_said_to_be_in(precision):
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.uint8}[precision]
+    products = benchmark_machine.products_in(precision, 16, CPU)
+    if precision == "int8":
+        assert len(products) == (fold.cannot_quantise("cpu") is None)
+    else:
+        assert len(products) == 1 + (fold.cannot_pack("cpu", dtype) is None)
+    for product in products:
+        out = product()
+        assert (out.dtype, out.numel()) == (dtype, 16 * 16)
+
+
+def test_a_way_is_in_the_type_of_its_activations():
+    settings = settings_of("infer", precision="bf16", file_precision="int8")
+    forms = ("trained", "folded", "compiled", "bf16", "int8", "onnxruntime", "openvino-int8", "file")
+    found = [benchmark_ways.precision_of(Way("", "auto", "contiguous", form=form), settings) for form in forms]
+    assert found == ["bf16", "fp32", "fp32", "bf16", "int8", "fp32", "int8", "int8"]
+
+
+def test_a_row_is_held_against_the_floor_of_its_own_type(monkeypatch):
+    """Of 100 elements and 50 multiply-adds a clip; 4 clips. In int8 nothing tells the rate of products."""
+    monkeypatch.setattr(roofline, "traffic", lambda *_: roofline.Traffic(0, 0, 0, 100))
+    layer = roofline.Layer("dense", 1, 1, (1, 1, 1), (1, 1, 1), (1, 1, 1), 50)
+    monkeypatch.setattr(roofline, "layers", lambda *_: [layer])
+    ways = [Way(form, "auto", "channels_last", form=form) for form in ("folded", "bf16", "int8")]
+    result = benchmark.report(
+        settings_of("infer", forms=("folded", "bf16", "int8")),
+        {},
+        {"copy": 100.0, "fp32": 10.0, "bf16": 80.0},
+        [Measured(way, "", [80.0]) for way in ways],
+    )
+    floors = {name: (floor["bytes"], floor["seconds"]) for name, floor in result["floors"].items()}
+    assert floors == {
+        "fp32": (1600, 40.0),  # 400 operations at 10 a second; 1600 bytes take 16 s
+        "bf16": (800, 8.0),  # 800 bytes at 100 a second; 400 operations take 5 s
+        "int8": (400, None),
+    }
+    assert result["floor"] == {"bytes": 1600, "operations": 400, "seconds": 40.0}
+    assert result["rates"] == {"copy_bytes_per_second": 100.0, "matrix_flops_per_second": 10.0}
+    assert [
+        (row["precision"], row["times_floor"], row["share_of_copy"], row["share_of_matrix"]) for row in result["ways"]
+    ] == [("fp32", 2.0, 0.2, 0.5), ("bf16", 10.0, 0.1, 0.0625), ("int8", None, 0.05, None)]
+    text = benchmark_report.as_text(result | {"machine": benchmark_machine.machine(CPU)})
+    assert "floor 40000.00 ms a pass in fp32, 8000.00 ms a pass in bf16, - ms a pass in int8, counted" in text
+    [line] = [line for line in text.splitlines() if line.startswith("int8  ")]
+    assert line.split()[-5:] == ["-", "-", "5%", "-", "-"]
+    assert "no product of that type that is measured" in text
 
 
 def test_every_figure_of_a_report_is_what_was_counted_by_hand(monkeypatch):
-    floor = {"bytes": 5e8, "operations": 4e8, "seconds": 0.5}
-    monkeypatch.setattr(benchmark, "floor_of", lambda *_: floor)
+    floor = {"bytes": 5e8, "operations": 4e8, "seconds": 0.5, "matrix_flops_per_second": 2e9}
+    monkeypatch.setattr(benchmark, "floors_of", lambda *_: {"fp32": floor})
     result = benchmark.report(
         settings_of(),
         {},
@@ -84,18 +140,18 @@ def test_floor_is_the_longer_time_of_bytes_and_operations_and_training_adds_the_
     clip, batch = (2, 32, 32), 4
     multiply_adds = sum(layer.multiply_adds * layer.count for layer in roofline.layers("ircsn_tiny", clip))
     forward, back = (count("ircsn_tiny", clip).floor for count in (roofline.traffic, roofline.traffic_back))
-    infer, train = (benchmark.floor_of(settings_of(kind), RATES) for kind in ("infer", "train"))
+    infer, train = (floor_of(settings_of(kind), RATES) for kind in ("infer", "train"))
     assert infer["bytes"] == batch * 4 * forward
     assert train["bytes"] == batch * 4 * (forward + back)
     assert infer["operations"] == batch * 2 * multiply_adds
     assert train["operations"] == 3 * infer["operations"]  # the gradients of input and weight
     assert train["seconds"] == max(train["bytes"] / 1e9, train["operations"] / 2e9)
-    slow = benchmark.floor_of(settings_of("train"), {**RATES, "copy_bytes_per_second": 1e3})
+    slow = floor_of(settings_of("train"), {**RATES, "copy": 1e3})
     assert slow["seconds"] == train["bytes"] / 1e3
 
 
 def test_networks_without_bottlenecks_have_bytes_too():
-    assert benchmark.floor_of(settings_of(architecture="resnet3d_18"), RATES)["bytes"] > 0
+    assert floor_of(settings_of(architecture="resnet3d_18"), RATES)["bytes"] > 0
 
 
 def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
