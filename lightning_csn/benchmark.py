@@ -17,7 +17,7 @@ in cli.py; torch is imported where something runs.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,12 +34,13 @@ from lightning_csn.benchmark_machine import (
 )
 from lightning_csn.benchmark_report import as_text, check_plot, plot
 from lightning_csn.benchmark_settings import ELEMENT_BYTES, Settings, check, infer_options, train_options
-from lightning_csn.benchmark_ways import FILE, Measured, Way, expected_failures, precision_of, start, ways_of
-from lightning_csn.errors import InputError
+from lightning_csn.benchmark_ways import FILE, Measured, Way, expected_failures, path_of, precision_of, start, ways_of
 
 if TYPE_CHECKING:
     import torch
+    from torch import Tensor
 
+NOT_MEASURED = "not measured"
 BACKWARD = 2  # times the operations of the forward pass: the gradients of input and weight; bytes are counted apart
 
 
@@ -59,27 +60,31 @@ def run_benchmark(args: Namespace) -> int:
 
 
 def run_network(args: Namespace) -> int:
-    """Measure a network and print."""
-    from lightning_csn.terminal import DONE, note, print_json
+    """Measure a network and print; also what was measured until it was stopped."""
+    from lightning_csn.terminal import DONE, note, print_json, show_last
 
     settings, device = check(args)
     if args.plot is not None:
         check_plot(args.plot)
-    with plain_arithmetic(device), memory_as_input_error():
-        if args.tune:
-            result = tune(settings, device, tell=note)
-        elif args.find_batch:
-            result = find_batches(settings, device, against=args.against)
-        elif args.layers:
-            result = measure_layers(settings, device, tell=note)
-        else:
-            result = measure_network(settings, device, against=args.against, tell=note)
-    if args.plot is not None:
-        plot(result, args.plot)
-    if args.json:
-        print_json(result)
+    if args.tune:
+        results = tune(settings, device, tell=note)
+    elif args.find_batch:
+        results = find_batches(settings, device, against=args.against)
+    elif args.layers:
+        results = measure_layers(settings, device, tell=note)
     else:
-        print(as_text(result))
+        results = measure_network(settings, device, against=args.against, tell=note)
+
+    def show(result: dict[str, Any]) -> None:
+        if args.json:
+            print_json(result)
+        else:
+            print(as_text(result))
+        if args.plot is not None:
+            plot(result, args.plot)
+
+    with plain_arithmetic(device), memory_as_input_error():
+        show_last(results, show)
     return DONE
 
 
@@ -104,51 +109,50 @@ KINDS = {
 
 def measure_network(
     settings: Settings, device: torch.device, *, against: Sequence[str], tell: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """Every way in turns. `tell` hears what is going on."""
+) -> Iterator[dict[str, Any]]:
+    """Every way in turns: after each measurement all that there is so far. `tell` hears what is going on."""
     import torch
 
     from lightning_csn.models.depthwise import depthwise_backend
     from lightning_csn.models.fold import keep_memory
 
     torch.compiler.reset()
-    ready = []
-    for way in ways_of(settings, against):
-        tell(f"{way.name}, {way.layout}")
-        ready.append(start(way, settings, device))
+    ways = ways_of(settings, against)
     if "compiled" in against:
-        layout = settings.layout
-        times = {}
-        for measured, step in ready[1:]:
-            if step is not None and measured.way.name == "plain eager":
-                with depthwise_backend("reference"):
-                    times[measured.way.layout] = seconds_of(step, device, 1)
-        if times:
-            layout = min(times, key=lambda name: times[name])
-        way = Way("plain compiled", "reference", layout, settings.compile or "default")
-        tell(f"{way.name}, {way.layout}")
-        ready.append(start(way, settings, device))
-    precisions = list(dict.fromkeys(precision_of(measured.way, settings) for measured, _ in ready))
-    rates: dict[str, float] = {}
-    for _ in range(settings.repeats):
+        ways.append(Way("plain compiled", "reference", settings.layout, settings.compile or "default"))
+    ready: list[tuple[Measured, Callable[[], Tensor] | None]] = []
+    precisions = list(dict.fromkeys(precision_of(way, settings) for way in ways))
+    where, counts, rates = machine(device), counts_of(settings), dict[str, float]()
+    for turn in range(settings.repeats):
         # In turns with the rest, as the machine may have been busy; the best is what it can do.
         found = rates_of(settings, device, precisions)
         rates = {name: max(rate, rates.get(name, 0.0)) for name, rate in found.items()}
-        for measured, step in ready:
-            if step is not None:
-                with expected_failures(measured), depthwise_backend(measured.way.backend):
+        for number, way in enumerate(ways):
+            if turn == 0:  # a way is measured as soon as it can run: to make the others ready may take long
+                if way.name == "plain compiled":
+                    way = replace(way, layout=better_layout([each for each, _ in ready]) or way.layout)
+                tell(f"{way.name}, {way.layout}")
+                ready.append(start(way, settings, device))
+            measured, step = ready[number]
+            if step is not None and measured.error is None:
+                with expected_failures(measured), depthwise_backend(way.backend):
                     if device.type == "cpu":
-                        keep_memory(not measured.way.name.startswith("plain"))
+                        keep_memory(not way.name.startswith("plain"))
                         step()
                     measured.seconds.append(seconds_of(step, device, settings.steps))
-    return report(settings, machine(device), rates, [measured for measured, _ in ready])
+            left = [Measured(each, path_of(each, settings, device)) for each in ways[len(ready) :]]
+            yield report(settings, where, rates, counts, [each for each, _ in ready] + left)
 
 
-def floors_of(settings: Settings, rates: dict[str, float], precisions: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """By precision, what a step moves and computes in roofline.py's floor, and the longer of the two times at the
-    machine's rates: None in a precision of which it has no rate of products.
+def better_layout(ways: Sequence[Measured]) -> str | None:
+    """That of the plain eager network which took less time; None where none was measured."""
+    plain = [each for each in ways if each.way.name == "plain eager" and each.error is None]
+    return min(plain, key=lambda each: each.median).way.layout if plain else None
 
-    Bytes of all blocks, forward and in training back, without stem, pooling and head; operations of all convolutions.
+
+def counts_of(settings: Settings) -> tuple[int, int]:
+    """Elements that a step moves in roofline.py's floor, and operations: of all blocks, forward and in training back,
+    without stem, pooling and head; and of all convolutions.
     """
     from lightning_csn.models import roofline
 
@@ -158,10 +162,17 @@ def floors_of(settings: Settings, rates: dict[str, float], precisions: Sequence[
         elements += roofline.traffic_back(*of, **settings.network).floor
     layers = roofline.layers(*of, **settings.network)
     multiply_adds = sum(layer.multiply_adds * layer.count for layer in layers)
-    operations = settings.batch * 2 * multiply_adds * (1 + BACKWARD if trains else 1)
+    return settings.batch * elements, settings.batch * 2 * multiply_adds * (1 + BACKWARD if trains else 1)
+
+
+def floors_of(counts: tuple[int, int], rates: dict[str, float], precisions: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """By precision, the bytes and the operations of `counts_of`, and the longer of the two times at the machine's
+    rates: None in a precision of which it has no rate of products.
+    """
+    elements, operations = counts
     floors = {}
     for precision in precisions:
-        moved, rate = settings.batch * elements * ELEMENT_BYTES[precision], rates.get(precision)
+        moved, rate = elements * ELEMENT_BYTES[precision], rates.get(precision)
         floors[precision] = {
             "bytes": moved,
             "operations": operations,
@@ -172,10 +183,16 @@ def floors_of(settings: Settings, rates: dict[str, float], precisions: Sequence[
 
 
 def report(
-    settings: Settings, where: dict[str, Any], rates: dict[str, float], ways: Sequence[Measured]
+    settings: Settings,
+    where: dict[str, Any],
+    rates: dict[str, float],
+    counts: tuple[int, int],
+    ways: Sequence[Measured],
 ) -> dict[str, Any]:
-    """Everything as plain values."""
-    floors = floors_of(settings, rates, list(dict.fromkeys(precision_of(each.way, settings) for each in ways)))
+    """Everything as plain values; ways that have no time yet say so."""
+    left = [each for each in ways if each.error is None and not each.seconds]
+    ways = [replace(each, error=NOT_MEASURED) if each in left else each for each in ways]
+    floors = floors_of(counts, rates, list(dict.fromkeys(precision_of(each.way, settings) for each in ways)))
     rows: list[dict[str, Any]] = []
     contiguous = [each for each in ways if each.way.name == "plain eager" and each.way.layout == "contiguous"]
     plain_seconds = contiguous[0].median if contiguous and contiguous[0].error is None else None
@@ -219,6 +236,7 @@ def report(
         "floor": {name: floors[settings.precision][name] for name in ("bytes", "operations", "seconds")},
         "floors": floors,
         "ways": rows,
+        "not_measured": [f"{each.way.name}, {each.way.layout}" for each in left],
         "ratios": ratios,
         "process_peak_memory_bytes": None if settings.device.startswith("cuda") else process_memory(),
     }
@@ -227,16 +245,20 @@ def report(
 # ---------------------------------------------------------------- the largest batch
 
 
-def find_batches(settings: Settings, device: torch.device, *, against: Sequence[str]) -> dict[str, Any]:
-    """The largest batch of which a step fits into the GPU's memory, for ours and for the plain eager ones."""
+def find_batches(settings: Settings, device: torch.device, *, against: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """The largest batch of which a step fits into the GPU's memory, for ours and for the plain eager ones: after each
+    way all that there is so far.
+    """
     import gc
 
     import torch
 
-    rows = []
-    for way in ways_of(settings, against):
+    rows: list[dict[str, Any]] = []
+    ways, where = ways_of(settings, against), machine(device)
+    for number, way in enumerate(ways, 1):
+        failure: list[str] = []
 
-        def fits(batch: int, way: Way = way) -> bool:
+        def fits(batch: int, way: Way = way, failure: list[str] = failure) -> bool:
             torch.compiler.reset()  # after a few shapes torch.compile gives up and runs eagerly
             measured, step = start(way, replace(settings, batch=batch), device)
             done = step is not None
@@ -244,12 +266,19 @@ def find_batches(settings: Settings, device: torch.device, *, against: Sequence[
             gc.collect()
             torch.cuda.empty_cache()
             if measured.error is not None and not measured.error.startswith("out of memory"):
-                raise InputError(f"{way.name}, {way.layout}: {measured.error}")
+                failure.append(measured.error)
             return done
 
-        rows.append({"name": way.name, "layout": way.layout, "largest_batch": largest(fits)})
-    where = machine(device)
-    return {"benchmark": "find-batch", "settings": settings.to_dict(), "machine": where, "ways": rows}
+        found = largest(fits)
+        rows.append({"name": way.name, "layout": way.layout, "largest_batch": None if failure else found})
+        rows[-1]["error"] = failure[0] if failure else None
+        yield {
+            "benchmark": "find-batch",
+            "settings": settings.to_dict(),
+            "machine": where,
+            "ways": list(rows),
+            "not_measured": [f"{each.name}, {each.layout}" for each in ways[number:]],
+        }
 
 
 def largest(fits: Callable[[int], bool]) -> int:

@@ -1,5 +1,4 @@
 """`lightning-csn benchmark data`: how fast clips are read here, against decord and torchcodec, on the same files.
-from lightning_csn.terminal import DONE, note, positive, print_json
 
 Measured in turns in one run, on one thread, at one size of the frames: one clip at a random place of a video that is
 opened for it, as in training; several clips spread over a video, as in testing; the same random clip from a packed
@@ -27,7 +26,7 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.benchmark_videos import MADE
-from lightning_csn.terminal import DONE, note, positive, print_json
+from lightning_csn.terminal import DONE, note, positive, print_json, show_last
 
 if TYPE_CHECKING:
     from lightning_csn.benchmark_videos import Source
@@ -75,7 +74,7 @@ def frames_and_step(text: str) -> tuple[int, int]:
 
 
 def run_benchmark_data(args: Namespace) -> int:
-    """Measure and print."""
+    """Measure and print; also what was measured until it was stopped."""
     from lightning_csn.benchmark_text import as_text
     from lightning_csn.benchmark_videos import find_packed, open_source, pack_copies, write_video
 
@@ -92,12 +91,16 @@ def run_benchmark_data(args: Namespace) -> int:
         else:
             note("packing")
             pack_copies(sources, os.path.join(folder, "packed"))
-        result = measure(sources, args.clip, clips=args.clips, repeats=args.repeats, workers=args.workers, tell=note)
-        result["made"] = args.videos is None
-    if args.json:
-        print_json(result)
-    else:
-        print(as_text(result))
+        results = measure(sources, args.clip, clips=args.clips, repeats=args.repeats, workers=args.workers, tell=note)
+
+        def show(result: dict[str, Any]) -> None:
+            result = result | {"made": args.videos is None}
+            if args.json:
+                print_json(result)
+            else:
+                print(as_text(result))
+
+        show_last(results, show)
     return DONE
 
 
@@ -122,8 +125,8 @@ def measure(
     repeats: int,
     workers: int,
     tell: Callable[[str], None] = lambda _: None,
-) -> dict[str, Any]:
-    """Everything, as plain values. `tell` hears what is going on."""
+) -> Iterator[dict[str, Any]]:
+    """Everything, as plain values: after each task all that there is so far. `tell` hears what is going on."""
     from lightning_csn.benchmark_decoding import shares_of
     from lightning_csn.benchmark_readers import find_ways
     from lightning_csn.benchmark_reading import ratios, read_in_turns, row
@@ -141,27 +144,43 @@ def measure(
         one.append([sorted(set(clip_at(start, source.num_frames, length=length, step=step))) for start in drawn])
         all_clips = spread_clips(source.num_frames, length=length, step=step, count=clips)
         spread.append([sorted({number for numbers in all_clips for number in numbers})] * repeats)
-    tell("one random clip")
-    one_rows = [row(each) for each in read_in_turns(ways, sources, one)]
-    tell(f"{clips} clips of one video")
-    spread_rows = [row(each) for each in read_in_turns(ways, sources, spread)]
-    tell(f"reading and cutting, {workers} processes")
     spec = training_clip(clip)
     each = max(2, repeats // 4)
-    return {
+
+    def in_turns(numbers: Sequence[Sequence[Sequence[int]]]) -> dict[str, Any]:
+        rows = [row(found) for found in read_in_turns(ways, sources, numbers)]
+        return {"ways": rows, "ratios": ratios(rows)}
+
+    def in_workers(paths: Sequence[str]) -> dict[str, Any]:
+        return measure_dataset(paths, spec, workers=workers, clips_each=each)
+
+    tasks: dict[tuple[str, ...], tuple[str, Callable[[], Any]]] = {
+        ("random_clip",): ("one random clip", lambda: in_turns(one)),
+        ("spread_clips",): (f"{clips} clips of one video", lambda: in_turns(spread)),
+        ("shares",): ("where our time goes", lambda: shares_of(sources, one)),
+        ("dataset", "files"): (
+            f"reading and cutting, {workers} processes",
+            lambda: in_workers([source.path for source in sources]),
+        ),
+        ("dataset", "packed"): (
+            f"reading and cutting from the packed copy, {workers} processes",
+            lambda: in_workers([source.packed for source in sources]),
+        ),
+    }
+    result: dict[str, Any] = {
         "benchmark": "data",
         "settings": {"clip": list(clip), "clips": clips, "repeats": repeats, "workers": workers},
         "machine": versions(),
         "videos": [describe(source) for source in sources],
         "absent": absent,
-        "random_clip": {"ways": one_rows, "ratios": ratios(one_rows)},
-        "spread_clips": {"ways": spread_rows, "ratios": ratios(spread_rows)},
-        "shares": shares_of(sources, one),
-        "dataset": {
-            "files": measure_dataset([source.path for source in sources], spec, workers=workers, clips_each=each),
-            "packed": measure_dataset([source.packed for source in sources], spec, workers=workers, clips_each=each),
-        },
+        "dataset": {},
     }
+    left = [title for title, _ in tasks.values()]
+    for (*above, name), (title, task) in tasks.items():
+        tell(title)
+        (result["dataset"] if above else result)[name] = task()
+        left.remove(title)
+        yield result | {"not_measured": list(left)}
 
 
 def versions() -> dict[str, Any]:

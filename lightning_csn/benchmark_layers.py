@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,16 +20,19 @@ if TYPE_CHECKING:
 
 def measure_layers(
     settings: Settings, device: torch.device, *, tell: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """Forward and backward of each kind of depthwise layer: ours, and nn.Conv3d in both layouts.
+) -> Iterator[dict[str, Any]]:
+    """Forward and backward of each kind of depthwise layer: ours, and nn.Conv3d in both layouts; after each kind all
+    that there is so far.
 
     Bytes: input and output once for the forward pass, and as many for each of the two gradients.
     """
     rates = rates_of(settings, device, [settings.precision])
     rows = []
     totals: dict[str, float] = {"ours": 0.0, **dict.fromkeys(LAYOUTS, 0.0)}
-    for layer in depthwise_layers(settings.architecture, settings.clip):
-        tell(f"{layer.channels} channels, {layer.sizes_in} to {layer.sizes}")
+    path = path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend)), settings, device)
+    where, layers = machine(device), depthwise_layers(settings.architecture, settings.clip)
+    for number, layer in enumerate(layers, 1):
+        tell(layer_text(layer))
         moved = layer.elements * settings.batch * settings.element_bytes
         ways = {"ours": (settings.backend, settings.layout), **{layout: ("reference", layout) for layout in LAYOUTS}}
         row: dict[str, Any] = {
@@ -49,16 +52,22 @@ def measure_layers(
                 "backward_share_of_copy": 2 * moved / backward / rates["copy"],
             }
         rows.append(row)
-    return {
-        "benchmark": "layers",
-        "settings": settings.to_dict(),
-        "path": path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend)), settings, device),
-        "machine": machine(device),
-        "rates": named_rates(rates, settings),
-        "layers": rows,
-        "total_ms": {name: 1e3 * seconds for name, seconds in totals.items()},
-        "ratios": {"plain eager": {"speed": min(totals[layout] for layout in LAYOUTS) / totals["ours"]}},
-    }
+        yield {
+            "benchmark": "layers",
+            "settings": settings.to_dict(),
+            "path": path,
+            "machine": where,
+            "rates": named_rates(rates, settings),
+            "layers": list(rows),
+            "not_measured": [layer_text(each) for each in layers[number:]],
+            "total_ms": {name: 1e3 * seconds for name, seconds in totals.items()},
+            "ratios": {"plain eager": {"speed": min(totals[layout] for layout in LAYOUTS) / totals["ours"]}},
+        }
+
+
+def layer_text(layer: Layer) -> str:
+    """A layer in words."""
+    return f"{layer.channels} channels, {layer.sizes_in} to {layer.sizes}"
 
 
 def unfused(backend: str) -> str:
@@ -109,8 +118,12 @@ def layer_tensors(layer: Layer, layout: str, settings: Settings, device: torch.d
 # ---------------------------------------------------------------- tiles
 
 
-def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
-    """Measure the tiles of every kernel at every depthwise shape and keep the fastest, for all later runs."""
+def tune(
+    settings: Settings, device: torch.device, *, tell: Callable[[str], None] = lambda _: None
+) -> Iterator[dict[str, Any]]:
+    """Measure the tiles of every kernel at every depthwise shape and keep the fastest, for all later runs: after each
+    shape all that there is so far.
+    """
     from lightning_csn.models.depthwise import unsupported
 
     layers = depthwise_layers(settings.architecture, settings.clip)
@@ -120,10 +133,23 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
         raise InputError(f"--tune: {reason}")
     from lightning_csn.models import tiles
 
-    rows = []
-    for layer in layers:
+    rows: list[dict[str, Any]] = []
+    where, folder = machine(device), str(tiles.cache_path(tiles.TILES).parent)
+    fuses = settings.layout == "channels_last"  # fused blocks know no other layout
+
+    def result(left: Sequence[str]) -> dict[str, Any]:
+        return {
+            "benchmark": "tune",
+            "settings": settings.to_dict(),
+            "machine": where,
+            "folder": folder,
+            "kernels": list(rows),
+            "not_measured": [*left, *["products of fused blocks"] * fuses],
+        }
+
+    for number, layer in enumerate(layers, 1):
         for problem, function in launches(layer, settings, device):
-            tell(f"{problem.kernel}, {layer.channels} channels, {layer.sizes_in} to {layer.sizes}")
+            tell(f"{problem.kernel}, {layer_text(layer)}")
             times = tiles.tune(function, problem, device, lambda f: 1e3 * kernel_seconds(f, device, settings.repeats))
             default, best = next(iter(times)), min(times, key=lambda tile: times[tile])
             rows.append(
@@ -136,16 +162,11 @@ def tune(settings: Settings, device: torch.device, *, tell: Callable[[str], None
                     "tile": best._asdict(),
                 }
             )
-    if settings.layout == "channels_last":  # fused blocks know no other layout
+        yield result([layer_text(each) for each in layers[number:]])
+    if fuses:
         rows += tune_products(settings, device, tell)
-    folder = str(tiles.cache_path(tiles.TILES).parent)
-    return {
-        "benchmark": "tune",
-        "settings": settings.to_dict(),
-        "machine": machine(device),
-        "folder": folder,
-        "kernels": rows,
-    }
+        fuses = False
+        yield result([])
 
 
 def tune_products(settings: Settings, device: torch.device, tell: Callable[[str], None]) -> list[dict[str, Any]]:

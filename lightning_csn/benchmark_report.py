@@ -33,7 +33,19 @@ def as_text(result: dict[str, Any]) -> str:
             f"measured here: copy {rates['copy_bytes_per_second'] / 1e9:.1f} GB/s, matrix product {', '.join(products)}"
         )
     body = {"layers": layers_text, "find-batch": batches_text, "tune": tiles_text}.get(result["benchmark"], ways_text)
-    return "\n".join([*head, *body(result)])
+    return "\n".join([*head, *body(result), *left_text(result)])
+
+
+def left_text(result: dict[str, Any]) -> list[str]:
+    """What a benchmark that was stopped has not measured, or not as often as it was to."""
+    lines = [f"stopped; not measured: {'; '.join(result['not_measured'])}"] if result["not_measured"] else []
+    if result["benchmark"] in ("train", "infer"):
+        repeats = result["settings"]["repeats"]
+        counts = [len(way["seconds"]) for way in result["ways"] if way["error"] is None]
+        if counts and min(counts) < repeats:
+            few = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
+            lines.append(f"stopped: medians are of {few}, not of {repeats} measurements")
+    return lines
 
 
 def ways_text(result: dict[str, Any]) -> list[str]:
@@ -125,7 +137,7 @@ def batches_text(result: dict[str, Any]) -> list[str]:
     """The table of `find_batches`."""
     from lightning_csn.terminal import table
 
-    rows = [(way["name"], way["layout"], str(way["largest_batch"])) for way in result["ways"]]
+    rows = [(way["name"], way["layout"], way["error"] or str(way["largest_batch"])) for way in result["ways"]]
     return ["", table([("WAY", "LAYOUT", "LARGEST BATCH"), *rows])]
 
 

@@ -29,8 +29,8 @@ def as_text(result: dict[str, Any]) -> str:
         ("random_clip", "one clip at a random place, opened and read"),
         ("spread_clips", f"{settings['clips']} clips spread over a video, opened and read in one pass"),
     ):
-        lines += ["", title, "", *task_text(result[task])]
-    lines += ["", *shares_text(result["shares"])]
+        lines += ["", title, "", *task_text(result[task])] if task in result else []
+    lines += ["", *shares_text(result["shares"])] if "shares" in result else []
     lines.append("")
     for name, speed in result["dataset"].items():
         lines.append(
@@ -38,6 +38,8 @@ def as_text(result: dict[str, Any]) -> str:
             f"{speed['clips_per_second_per_core']:.1f} clips/s per core, {speed['workers']} workers' worth "
             f"({speed['clips_per_cpu_second']:.1f} per second of processor time, {speed['cores']} cores)"
         )
+    if result["not_measured"]:
+        lines.append(f"stopped; not measured: {'; '.join(result['not_measured'])}")
     return "\n".join(lines)
 
 

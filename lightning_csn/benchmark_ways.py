@@ -6,7 +6,9 @@ the plain networks that they are held against. CUDA graphs are not yet run on a 
 
 from __future__ import annotations
 
+import logging
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,12 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from lightning_csn.benchmark_machine import out_of_memory
 from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
+from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from lightning_csn.models.network import ResNet3D
+
+_log = logging.getLogger(__name__)
 
 WARM_UP = 3  # steps before anything is timed: buffers of the optimiser, choice of algorithms
 EXPORTED = {"onnxruntime": "onnx", "openvino": "openvino"}  # the runtime of a form, and its format in export.py
@@ -156,17 +161,35 @@ def start(way: Way, settings: Settings, device: torch.device) -> tuple[Measured,
 
 @contextmanager
 def expected_failures(measured: Measured) -> Iterator[None]:
-    """Not enough memory, or no compiler: the way is left out, with the reason."""
+    """What one way cannot do is no reason to lose the others: it is left out, with the reason."""
     from torch._dynamo.exc import BackendCompilerFailed
 
     try:
         yield
-    except BackendCompilerFailed as error:
-        measured.error = f"torch.compile failed: {str(error).splitlines()[0]}"
-    except RuntimeError as error:
-        if not out_of_memory(error):
-            raise
-        measured.error = f"out of memory: {str(error).splitlines()[0]}"
+    except failures() as error:
+        reason = (str(error).strip().splitlines() or ["no reason given"])[0]
+        if isinstance(error, BackendCompilerFailed):
+            measured.error = f"torch.compile failed: {reason}"
+        elif out_of_memory(error):
+            measured.error = f"out of memory: {reason}"
+        elif isinstance(error, InputError):
+            measured.error = reason
+        else:
+            measured.error = f"{type(error).__name__}: {reason}"
+            _log.warning("%s, %s: it fails, and is left out", measured.way.name, measured.way.layout, exc_info=error)
+
+
+def failures() -> tuple[type[Exception], ...]:
+    """What is raised by torch, its compilers and exporters, by the runtimes of exported files, and by this package."""
+    from lightning_csn.runner import ONNX_ERRORS
+
+    found: list[type[Exception]] = [RuntimeError, MemoryError, OSError, InputError]
+    for module, names in (
+        ("triton.errors", ("TritonError",)),
+        ("onnxruntime.capi.onnxruntime_pybind11_state", ONNX_ERRORS),
+    ):
+        found += [getattr(sys.modules[module], name) for name in names if module in sys.modules]
+    return tuple(found)
 
 
 # ---------------------------------------------------------------- steps

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -16,6 +19,39 @@ DONE, FAILED, INTERRUPTED = 0, 2, 130  # exit codes; 2 is also what a parser giv
 def note(message: str) -> None:
     """A line on stderr, so that stdout holds answers only."""
     print(f"lightning-csn: {message}", file=sys.stderr, flush=True)
+
+
+def show_last(results: Iterable[T], show: Callable[[T], None]) -> None:
+    """Show the last of results each of which holds what is there so far: where an error or a signal is the end, too.
+
+    SIGTERM ends with 143 then, as a shell says it, and Ctrl-C with 130. Nothing is shown where there is nothing yet.
+    """
+    found: list[T] = []
+    with stopped_by_sigterm():
+        try:
+            for result in results:
+                found[:] = [result]
+        finally:
+            for result in found:
+                show(result)
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM raises SystemExit, in place of ending the process where it stands."""
+
+    def stop(signum: int, frame: Any) -> None:
+        raise SystemExit(128 + signum)
+
+    ignored = signal.getsignal(signal.SIGTERM) is signal.SIG_IGN  # as of what a shell runs in the background
+    if ignored or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def print_json(value: Any) -> None:

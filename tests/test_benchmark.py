@@ -3,7 +3,9 @@
 import dataclasses
 import importlib.util
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -50,6 +52,12 @@ def run_json(capsys, *argv):
         argv = (*argv, "--forms")  # none; the default depends on what is installed
     assert main(["benchmark", *argv, *TINY, "--json"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+def train_settings():
+    args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
+    args |= {"layout": "contiguous", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
+    return Settings(kind="train", repeats=1, device="cpu", **args)
 
 
 def flat(number):
@@ -439,9 +447,28 @@ def test_batches_that_do_not_fit_are_told_apart_from_those_that_do(monkeypatch):
     args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
     args |= {"layout": "contiguous", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
     settings = Settings(kind="train", repeats=1, device="cpu", **args)
-    result = benchmark.find_batches(settings, torch.device("cpu"), against=["eager"])
+    *_, result = benchmark.find_batches(settings, torch.device("cpu"), against=["eager"])
     assert [way["largest_batch"] for way in result["ways"]] == [6, 3, 3]
     assert "LARGEST BATCH" in benchmark_report.as_text(result)
+
+
+def test_way_that_fails_has_no_largest_batch_and_the_others_do(monkeypatch):
+    def fails(way, settings, device):
+        if way.name == "ours":
+            raise InputError("cannot be")
+        if settings.batch > 3:
+            raise MemoryError("none left")
+        return lambda: None
+
+    monkeypatch.setattr(benchmark_ways, "make_step", fails)
+    found = list(benchmark.find_batches(train_settings(), torch.device("cpu"), against=["eager"]))
+    assert [(way["largest_batch"], way["error"]) for way in found[-1]["ways"]] == [
+        (None, "cannot be"),
+        (3, None),
+        (3, None),
+    ]
+    assert found[0]["not_measured"] == ["plain eager, contiguous", "plain eager, channels_last"]
+    assert "cannot be" in benchmark_report.as_text(found[-1])
 
 
 def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monkeypatch, tmp_path):
@@ -535,6 +562,143 @@ def test_what_cannot_be_measured_is_refused_with_the_reason(options, words, caps
 
 def cannot_allocate(*_, **__):
     raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory\nmore")
+
+
+class Stop:
+    """Measures 1 s a step, and is stopped by `error` at a measurement of its number."""
+
+    def __init__(self, number, error):
+        self.number, self.error, self.count = number, error, 0
+
+    def __call__(self, step, device, steps):
+        step()
+        self.count += 1
+        if self.count == self.number:
+            self.error()
+        return 1.0
+
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def terminate():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def bug():
+    raise ZeroDivisionError("a bug")
+
+
+@pytest.mark.parametrize(("stop", "code"), [(interrupt, 130), (terminate, 143), (bug, None)])
+def test_a_benchmark_that_is_stopped_prints_what_it_has(stop, code, capsys, monkeypatch):
+    """Three ways, two measurements of each: in the third measurement, and after it."""
+    argv = ["benchmark", "train", *TINY, "--against", "eager"]
+
+    def run(number, *more):
+        monkeypatch.setattr(benchmark, "seconds_of", Stop(number, stop))
+        if code is None:
+            with pytest.raises(ZeroDivisionError):
+                main([*argv, *more])
+        else:
+            assert main([*argv, *more]) == code
+        return capsys.readouterr().out
+
+    before = signal.getsignal(signal.SIGTERM)
+    result = json.loads(run(3, "--json"))
+    assert [(way["error"], len(way["seconds"])) for way in result["ways"]] == [
+        (None, 1),
+        (None, 1),
+        ("not measured", 0),
+    ]
+    assert result["not_measured"] == ["plain eager, channels_last"]
+    lines = run(3).splitlines()
+    rows = [line for line in lines if line.startswith(("ours  ", "plain eager  "))]
+    assert ["1000.00" in row for row in rows] == [True, True, False]
+    assert rows[2].endswith("not measured")
+    assert lines[-2:] == [
+        "stopped; not measured: plain eager, channels_last",
+        "stopped: medians are of 1, not of 2 measurements",
+    ]
+    assert run(5).splitlines()[-1] == "stopped: medians are of 1 to 2, not of 2 measurements"
+    assert run(1) == ""  # nothing was measured
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_layers_that_were_measured_are_printed_where_the_rest_is_not(capsys, monkeypatch):
+    original, seen = benchmark_layers.layer_seconds, []
+
+    def stops(layer, *rest):
+        seen.append(layer.channels)
+        if layer.channels == 64:
+            raise KeyboardInterrupt
+        return original(layer, *rest)
+
+    monkeypatch.setattr(benchmark_layers, "layer_seconds", stops)
+    assert main(["benchmark", "train", *TINY, "--layers", "--json"]) == 130
+    result = json.loads(capsys.readouterr().out)
+    assert [layer["channels"] for layer in result["layers"]] == [16, 32]
+    assert [text.split(",")[0] for text in result["not_measured"]] == ["64 channels", "128 channels"]
+    assert main(["benchmark", "train", *TINY, "--layers"]) == 130
+    assert capsys.readouterr().out.splitlines()[-1].startswith("stopped; not measured: 64 channels, (")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason", "told"),
+    [
+        (InputError("int8 inside PyTorch is for networks of bottlenecks"), "int8 inside PyTorch is for netw", False),
+        (RuntimeError("an operator is missing\nmore"), "RuntimeError: an operator is missing", True),
+        (MemoryError("Unable to allocate 9 GiB"), "out of memory: Unable to allocate 9 GiB", False),
+    ],
+)
+def test_a_way_that_fails_has_the_reason_in_its_row_and_the_others_go_on(error, reason, told, capsys, monkeypatch):
+    original = benchmark_ways.make_step
+
+    def fails(way, *rest):
+        if way.form == "bf16":
+            raise error
+        return original(way, *rest)
+
+    monkeypatch.setattr(benchmark_ways, "make_step", fails)
+    options = ["--forms", "folded", "bf16", "--against", "eager"]
+    assert main(["benchmark", "infer", *TINY, *options, "--json"]) == 0
+    said = capsys.readouterr()
+    result = json.loads(said.out)
+    found = {way["name"]: (way["error"] or "", len(way["seconds"])) for way in result["ways"]}
+    assert found.pop("bf16")[0].startswith(reason)
+    assert set(found.values()) == {("", 2)}
+    assert result["not_measured"] == []
+    assert ("Traceback" in said.err) is told
+
+
+def test_a_way_that_fails_once_is_not_tried_again(capsys, monkeypatch):
+    tried = []
+
+    def fails(way, *_):
+        def step():
+            tried.append(way.layout)
+            if way.layout == "contiguous" and tried.count("contiguous") == 3:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        return step
+
+    monkeypatch.setattr(benchmark_ways, "make_step", fails)
+    monkeypatch.setattr(benchmark, "seconds_of", lambda step, *_: step() or 1.0)
+    result = run_json(capsys, "train", "--against", "eager")
+    assert [bool(way["error"]) for way in result["ways"]] == [False, True, False]
+    assert tried.count("contiguous") == 3  # when it was made ready, before it was timed, and then
+    assert tried.count("channels_last") == 2 * (1 + 2 * 2)
+
+
+def test_results_are_printed_before_a_drawing_fails(capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+
+    def fails(*_):
+        raise InputError("--plot a.png: it cannot be written")
+
+    monkeypatch.setattr(benchmark, "plot", fails)
+    assert main(["benchmark", "infer", *TINY, "--forms", "--against", "--plot", "a.png"]) == 2
+    assert "CLIPS/S" in capsys.readouterr().out
 
 
 def test_too_little_memory_is_a_reason_on_a_cpu_too(capsys, monkeypatch):

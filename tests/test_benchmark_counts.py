@@ -34,7 +34,7 @@ def settings_of(kind="train", **changed):
 
 
 def floor_of(settings, rates):
-    return benchmark.floors_of(settings, rates, [settings.precision])[settings.precision]
+    return benchmark.floors_of(benchmark.counts_of(settings), rates, [settings.precision])[settings.precision]
 
 
 def test_seconds_are_those_of_one_call(clock):
@@ -80,10 +80,12 @@ def test_a_row_is_held_against_the_floor_of_its_own_type(monkeypatch):
     layer = roofline.Layer("dense", 1, 1, (1, 1, 1), (1, 1, 1), (1, 1, 1), 50)
     monkeypatch.setattr(roofline, "layers", lambda *_: [layer])
     ways = [Way(form, "auto", "channels_last", form=form) for form in ("folded", "bf16", "int8")]
+    settings = settings_of("infer", forms=("folded", "bf16", "int8"), repeats=1)
     result = benchmark.report(
-        settings_of("infer", forms=("folded", "bf16", "int8")),
+        settings,
         {},
         {"copy": 100.0, "fp32": 10.0, "bf16": 80.0},
+        benchmark.counts_of(settings),
         [Measured(way, "", [80.0]) for way in ways],
     )
     floors = {name: (floor["bytes"], floor["seconds"]) for name, floor in result["floors"].items()}
@@ -111,6 +113,7 @@ def test_every_figure_of_a_report_is_what_was_counted_by_hand(monkeypatch):
         settings_of(),
         {},
         RATES,
+        (0, 0),
         [
             Measured(Way("ours", "auto", "channels_last"), "triton", [1.0, 2.0, 30.0], memory_bytes=300),
             Measured(Way("plain eager", "reference", "contiguous"), "reference", [8.0] * 3, memory_bytes=500),
@@ -163,7 +166,7 @@ def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
         lambda layer, backend, layout, *_: seconds["triton" if backend == "triton" else layout],
     )
     settings = settings_of(architecture="ircsn_26", clip=(2, 32, 32), backend="triton")
-    result = benchmark_layers.measure_layers(settings, CPU)
+    *_, result = benchmark_layers.measure_layers(settings, CPU)
     assert [row["count"] for row in result["layers"]] == [2, 1, 1, 1, 1, 1, 1]
     moved = 4 * 4 * 2 * 64 * 2 * 8 * 8  # 4 clips of 4 bytes; 64 channels of 2 x 8 x 8, read and written
     first = result["layers"][0]
@@ -179,6 +182,7 @@ def test_shares_and_totals_of_layers_are_what_was_counted_by_hand(monkeypatch):
     # eight layers
     assert result["total_ms"] == pytest.approx({"ours": 8 * 5, "contiguous": 8 * 9, "channels_last": 8 * 8})
     assert result["ratios"]["plain eager"]["speed"] == pytest.approx(8 / 5)
+    assert result["not_measured"] == []
     assert "1.60 times as fast" in benchmark_report.as_text(result | {"machine": benchmark_machine.machine(CPU)})
 
 

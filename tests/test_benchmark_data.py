@@ -2,10 +2,12 @@
 
 import argparse
 import json
+import os
+import signal
 
 import pytest
 
-from lightning_csn import benchmark_readers, benchmark_videos
+from lightning_csn import benchmark_decoding, benchmark_readers, benchmark_videos
 from lightning_csn.benchmark_data import data_options
 from lightning_csn.benchmark_readers import Way
 from lightning_csn.cli import main
@@ -106,6 +108,25 @@ def test_without_videos_one_is_made_and_the_text_says_so(peers, capsys, monkeypa
     assert "moov atom not found" in out
     assert "1 workers' worth" in out
     assert "came out of the decoder" in out
+
+
+def test_what_was_measured_until_it_was_stopped_is_printed(peers, make_video, tmp_path, monkeypatch, capsys):
+    def stops(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(benchmark_decoding, "shares_of", stops)
+    path = str(make_video(tmp_path / "a.mp4", frames=30))
+    assert main(["benchmark", "data", "--videos", path, *FEW, "--json"]) == 143
+    result = json.loads(capsys.readouterr().out)
+    left = ["where our time goes", "reading and cutting, 1 processes"]
+    left.append("reading and cutting from the packed copy, 1 processes")
+    assert result["not_measured"] == left
+    assert [way["name"] for way in result["spread_clips"]["ways"]] == [*OURS, "same", "next", "broken"]
+    assert result["dataset"] == {}
+    assert main(["benchmark", "data", "--videos", path, *FEW]) == 143
+    out = capsys.readouterr().out
+    assert "2 clips spread over a video" in out
+    assert out.endswith(f"stopped; not measured: {'; '.join(left)}\n")
 
 
 def test_a_video_that_cannot_be_read_is_the_callers_error(tmp_path, capsys):
