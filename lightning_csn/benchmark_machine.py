@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lightning_csn import __version__
 from lightning_csn.benchmark_settings import PRECISIONS, Settings
 from lightning_csn.errors import InputError
+from lightning_csn.terminal import out_of_memory
 
 if TYPE_CHECKING:
     import torch
@@ -191,10 +192,3 @@ def memory_as_input_error() -> Iterator[None]:
         if not out_of_memory(error):
             raise
         raise InputError(f"out of memory: {str(error).splitlines()[0]}") from error
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory was not enough; torch has a type of its own for that on GPUs alone."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)

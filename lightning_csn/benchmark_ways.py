@@ -15,9 +15,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lightning_csn.benchmark_machine import out_of_memory
 from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
 from lightning_csn.errors import InputError
+from lightning_csn.terminal import out_of_memory
 
 if TYPE_CHECKING:
     import torch

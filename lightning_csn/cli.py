@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import difflib
 import logging
 import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from lightning_csn import __version__
 from lightning_csn.average import average_options, run_average
@@ -30,7 +32,7 @@ from lightning_csn.fit_probe import probe_options, run_probe
 from lightning_csn.make_motion import make_motion_options, run_make_motion
 from lightning_csn.pack_data import pack_options, run_pack
 from lightning_csn.split_data import run_split_data, split_data_options
-from lightning_csn.terminal import DONE, FAILED, INTERRUPTED, note, table
+from lightning_csn.terminal import DONE, FAILED, INTERRUPTED, note, out_of_memory, table
 from lightning_csn.trainer_help import TRAINER_COMMANDS, sentence, trainer_help
 from lightning_csn.weights_commands import (
     checkpoints_options,
@@ -89,6 +91,21 @@ EPILOG = f"""examples:
 cannot be used, as the message says; 130 interrupted; 1 a bug, with its traceback."""
 
 
+class CommandParser(ArgumentParser):
+    """Of one command: it refuses options by itself, for argparse would show the usage of all commands in its place."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        """As ArgumentParser, but that nothing is left over; an option is told the nearest one."""
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            message = f"unrecognized arguments: {' '.join(unknown)}"
+            for name in [token.split("=")[0] for token in unknown if token.startswith("--")]:
+                for nearest in difflib.get_close_matches(name, list(self._option_string_actions), n=1):
+                    message += f"; {name}: the nearest option is {nearest}"
+            self.error(message)
+        return found, unknown
+
+
 def make_parser() -> ArgumentParser:
     """The parser of every command; the Trainer's are listed in it and parsed elsewhere."""
 
@@ -106,7 +123,13 @@ def make_parser() -> ArgumentParser:
         formatter_class=style,
     )
     parser.add_argument("--version", action="version", version=f"lightning-csn {__version__}")
-    parsers = parser.add_subparsers(metavar="COMMAND", required=True, prog="lightning-csn", help=argparse.SUPPRESS)
+    parsers = parser.add_subparsers(
+        metavar="COMMAND",
+        required=True,
+        prog="lightning-csn",
+        help=argparse.SUPPRESS,
+        parser_class=CommandParser,
+    )
     for name, command in COMMANDS.items():
         options = parsers.add_parser(name, description=sentence(command.summary), formatter_class=style)
         command.add_options(options)
@@ -126,6 +149,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except InputError as error:
         note(f"error: {error}")
+        return FAILED
+    except (RuntimeError, MemoryError) as error:
+        if "torch" not in sys.modules or not out_of_memory(error):
+            raise
+        reason = (str(error).strip().splitlines() or ["no more is to be had"])[0]
+        note(f"error: out of memory: {reason}; smaller batches, or shorter or smaller clips, need less")
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import itertools
 import json
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,10 +76,9 @@ def read_features(path: str | Path) -> Features:
 
 
 def _read_npz(path: Path) -> Features:
-    stored = np.load(path, allow_pickle=False)
-    if not isinstance(stored, np.lib.npyio.NpzFile):
-        raise InputError("an array alone")
-    with stored:
+    if not zipfile.is_zipfile(path):  # of others NumPy would say how to read them unsafely
+        raise InputError("an .npz is a zip archive, and this is none")
+    with np.load(path, allow_pickle=False) as stored:
         texts = {name: stored[name].tolist() for name in ("classes", "paths", "splits", "parts")}
         return Features(
             stored["features"],

@@ -21,6 +21,13 @@ def note(message: str) -> None:
     print(f"lightning-csn: {message}", file=sys.stderr, flush=True)
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory was not enough; torch has a type of its own for that on GPUs alone."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+
+
 def show_last(results: Iterable[T], show: Callable[[T], None]) -> None:
     """Show the last of results each of which holds what is there so far: where an error or a signal is the end, too.
 

@@ -45,6 +45,7 @@ from lightning_csn.resumed_run import averaging_of_run, folder_of_run, read_chec
 from lightning_csn.runner import need_to_answer, refuse_exact
 from lightning_csn.scores_writer import ScoresWriter
 from lightning_csn.sharding import ShardedStrategy, register_strategies
+from lightning_csn.terminal import out_of_memory
 
 _log = logging.getLogger(__name__)
 
@@ -182,6 +183,8 @@ class TrainerCommand(LightningCLI):
         except SystemExit:
             for line in nearest_options(self.typed, list(parser._option_string_actions)):
                 print(line, file=sys.stderr)
+            if args and Path(args[0]).exists():  # the one argument that other commands have
+                print(f"{args[0]}: the folder of the videos is named by --data.root {args[0]}", file=sys.stderr)
             raise
         except UnicodeDecodeError as error:
             named = [token.removeprefix("--config=") for token in args if token.startswith("--config=")]
@@ -360,10 +363,12 @@ class TrainerCommand(LightningCLI):
                 raise
             self.end_by(signal.SIGTERM)
             return
-        except RuntimeError:
+        except (RuntimeError, MemoryError) as error:
             asked = next(
                 (one.asked for one in self.trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)), None
             )
+            if asked is None and out_of_memory(error):
+                raise self.lack_of_memory(error) from error
             if asked is None:
                 raise
             self.end_by(asked)  # a worker got the signal, too, and ended before it was to
@@ -373,6 +378,20 @@ class TrainerCommand(LightningCLI):
         if self.command == "predict":
             self.report_answers()
         leave()
+
+    def lack_of_memory(self, error: BaseException) -> InputError:
+        """The message for a batch that is too large for the device."""
+        remedies = [f"--model.views_per_pass below {self.model.hparams['views_per_pass']}", "--data.eval_batch_size 1"]
+        if self.command == "fit":
+            size = self.datamodule.batch_size
+            remedies = [
+                f"--data.batch_size below {size} (with --trainer.accumulate_grad_batches a step has as many clips)",
+                "--trainer.precision bf16-mixed",
+                "--model.checkpointing '[1,2]'",
+                "smaller or fewer frames (--model.clip)",
+            ]
+        reason = (str(error).strip().splitlines() or ["no more is to be had"])[0]
+        return InputError(f"out of memory on {self.model.device}: {reason}\nWhat would do: {'; or '.join(remedies)}")
 
     @rank_zero_only
     def report_answers(self) -> None:

@@ -9,7 +9,7 @@ from argparse import ArgumentParser, Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lightning_csn.errors import InputError
+from lightning_csn.errors import InputError, check_count
 from lightning_csn.terminal import DONE, FAILED, note, positive, print_json, table
 
 if TYPE_CHECKING:
@@ -110,6 +110,8 @@ def run_convert(args: Namespace) -> int:
     """Any source to a folder of ours."""
     from lightning_csn.models import checkpoints
 
+    if args.num_classes is not None:
+        check_count("--num-classes", args.num_classes, least=2)
     known = checkpoints.find_checkpoint(args.like).clip if args.like else {}
     clip = {name: value for name, value in known.items() if value is not None}
     loaded = checkpoints.load(args.source, num_classes=args.num_classes, clip=clip)

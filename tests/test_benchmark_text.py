@@ -19,6 +19,7 @@ def test_many_videos_are_counted_not_listed():
             "frames": {"asked_for": 8, "needed": 0, "decoded": 9, "from_keyframe": 0},
         },
         "dataset": {"files": speed},
+        "not_measured": [],
     }
     text = as_text(result)
     assert "medians of 25" in text

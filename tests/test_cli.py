@@ -9,6 +9,7 @@ from pathlib import Path
 
 import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they find, which must not be one test's
 import pytest
+import torch
 
 from lightning_csn import cli
 from lightning_csn.cli import COMMANDS, main
@@ -63,9 +64,16 @@ for argv in (["--help"], *pages, ["checkpoints"]):
         (["classify", "a.mp4", "--every", "-1"], "a number of seconds above 0 is needed, got -1"),
         (["classify", __file__, "--model", "ircsn_152_ig65"], "no file or folder; the nearest are ircsn_"),
         (["classify", "a.mp4", "--device", "abacus"], "device 'abacus' cannot be used"),
+        (["classify", "a.mp4", "--modle=x"], "unrecognized arguments: --modle=x; --modle: the nearest option is --mod"),
+        (["benchmark", "infer", "--frms"], "benchmark infer: error: unrecognized arguments: --frms; --frms: the near"),
+        (["checkpoints", "vit*", "ip*"], "lightning-csn checkpoints: error: unrecognized arguments: ip*"),
         (["checkpoints", "vit*"], "no checkpoint's name matches 'vit*'"),
         (["download", "nope"], "no checkpoint 'nope'"),
         (["convert", "nope.pth", "out"], "nope.pth: no such file"),
+        (["convert", "ircsn_tiny_motion", "out", "--num-classes=1"], "--num-classes must be a whole number of 2 or"),
+        (["split-data", __file__, "out"], "test_cli.py: this is a file, not a folder"),
+        (["probe", __file__], "test_cli.py: this is no file of features: an .npz is a zip archive, and this is none"),
+        (["fit", "."], ".: the folder of the videos is named by --data.root ."),
         (["verify", "nope.pth"], "nope.pth: no such file"),
         (["make-motion", "m", "--train", "-1"], "train must be a whole number of 0 or more, got -1"),
         (["fit"], "fit needs videos: --data.root FOLDER, or a list file (--data.train_list FILE)"),
@@ -117,7 +125,14 @@ def test_a_data_set_is_named_alike(argv):
 
 
 @pytest.mark.parametrize(
-    ("raised", "code"), [(KeyboardInterrupt(), 130), (BrokenPipeError(), 0), (InputError("no such thing"), 2)]
+    ("raised", "code"),
+    [
+        (KeyboardInterrupt(), 130),
+        (BrokenPipeError(), 0),
+        (InputError("no such thing"), 2),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"), 2),
+        (MemoryError(), 2),
+    ],
 )
 def test_exit_codes_of_what_a_command_raises(raised, code, capsys, monkeypatch):
     def run(args):
@@ -127,6 +142,11 @@ def test_exit_codes_of_what_a_command_raises(raised, code, capsys, monkeypatch):
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # pytest still needs its stdout
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert main(["checkpoints"]) == code
+    if isinstance(raised, RuntimeError):
+        assert capsys.readouterr().err == (
+            "lightning-csn: error: out of memory: CUDA out of memory. Tried to allocate 9 GiB; smaller batches, or "
+            "shorter or smaller clips, need less\n"
+        )
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch):

@@ -270,6 +270,24 @@ def test_a_run_that_cannot_be_written_gets_a_message_and_2(video_folder, tmp_pat
     assert [path for path in tmp_path.rglob("*") if path.suffix in (".ckpt", ".part")] == []
 
 
+def test_too_little_memory_says_what_needs_less(trained, split_folder, tmp_path, monkeypatch, capsys):
+    def fails(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more")
+
+    monkeypatch.setattr(LitCSN, "training_step", fails)
+    monkeypatch.setattr(LitCSN, "view_logits", fails)
+    fit = [f"--data.root={split_folder}", "--model.architecture=ircsn_tiny", f"--trainer.default_root_dir={tmp_path}"]
+    assert main(["fit", *fit, *SMALL, *QUIET, "--trainer.num_sanity_val_steps=0"]) == 2
+    said = capsys.readouterr().err
+    assert "error: out of memory on cpu: CUDA out of memory. Tried to allocate 9 GiB\nWhat would do: " in said
+    assert "--data.batch_size below 4 (with --trainer.accumulate_grad_batches" in said
+    assert "--model.checkpointing '[1,2]'" in said
+    test = [f"--data.root={split_folder}", f"--ckpt_path={trained / 'last.ckpt'}", "--data.num_workers=0"]
+    assert main(["test", *test, *QUIET]) == 2
+    said = capsys.readouterr().err
+    assert "What would do: --model.views_per_pass below 8; or --data.eval_batch_size 1\n" in said
+
+
 def test_an_os_error_that_is_none_of_writing_keeps_its_traceback(monkeypatch, video_folder, tmp_path):
     def break_down(*args):
         raise FileNotFoundError(2, "No such file", "/somewhere/else")

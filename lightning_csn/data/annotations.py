@@ -84,7 +84,7 @@ def find_samples(
         return with_classes(shards.read_packed(root), names, root)
     folder = None if root is None else Path(root).expanduser()
     if folder is not None and not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
+        raise InputError(f"{folder}: {'this is a file, not a folder' if os.path.isfile(folder) else 'no such folder'}")
     try:
         if lists:
             for split in lists:
