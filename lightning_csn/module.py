@@ -415,7 +415,16 @@ class LitCSN(ClipModule):
             check_labels(labels, self.num_classes, multi_label=self.multi_label)
             if self._mix is not None:
                 inputs, targets = self._mix(inputs, targets if self.multi_label else one_hot(targets, self.num_classes))
-            logits = (self._compiled or self.network)(inputs)  # (V*B, K)
+            try:
+                logits = (self._compiled or self.network)(inputs)  # (V*B, K)
+            except ValueError as error:
+                if "more than 1 value per channel" not in str(error):
+                    raise
+                raise InputError(
+                    f"BatchNorm needs more than one value of each channel, and a batch of {count} clip of "
+                    f"{' x '.join(map(str, inputs.shape[2:]))} (frames, height, width) leaves one at its end: "
+                    "larger clips would do, a batch_size that leaves no batch of one, or freeze_bn"
+                ) from error
             taught = None if self._teacher is None else self._teacher.logits(inputs)
             loss, distance = training_loss(logits, targets, taught, self.hparams, self._class_weights)
             if not self.multi_label:

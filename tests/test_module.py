@@ -200,6 +200,11 @@ def test_a_batch_without_a_readable_video_gives_every_parameter_a_gradient_of_ze
     assert "video 3: a.mp4: no such file" in caplog.text
 
 
+def test_a_clip_alone_that_is_too_small_for_batchnorm_says_what_would_do(make_trainer):
+    with pytest.raises(InputError, match=r"a batch of 1 clip of 4 x 32 x 32 .* no batch of one, or freeze_bn"):
+        make_trainer(fast_dev_run=True).fit(make_model(), loader(make_batch([0])))
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_trains_and_scores(make_trainer, precision):
     model, trainer = make_model(), make_trainer(max_epochs=1, precision=precision)
