@@ -1,14 +1,15 @@
-"""`lightning-csn benchmark train --layers` and `--tune`: every depthwise layer alone, and its kernels' tiles."""
+"""`lightning-csn benchmark train --layers` and `--tune`: every depthwise layer alone, and the fastest is kept."""
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from lightning_csn.benchmark_machine import kernel_seconds, machine, named_rates, rates_of
+from lightning_csn.benchmark_machine import kernel_seconds, machine, named_rates, rates_of, seconds_of
 from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
-from lightning_csn.benchmark_ways import path_of, ways_of
+from lightning_csn.benchmark_ways import make_step, path_of, ways_of
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def measure_layers(
     rates = rates_of(settings, device, [settings.precision])
     rows = []
     totals: dict[str, float] = {"ours": 0.0, **dict.fromkeys(LAYOUTS, 0.0)}
-    path = path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend)), settings, device)
+    path = path_of(replace(ways_of(settings, ())[0], backend=unfused(settings.backend, device)), settings, device)
     where, layers = machine(device), depthwise_layers(settings.architecture, settings.clip)
     for number, layer in enumerate(layers, 1):
         tell(layer_text(layer))
@@ -70,9 +71,9 @@ def layer_text(layer: Layer) -> str:
     return f"{layer.channels} channels, {layer.sizes_in} to {layer.sizes}"
 
 
-def unfused(backend: str) -> str:
+def unfused(backend: str, device: torch.device) -> str:
     """A layer alone has no block around it that it could be fused with."""
-    return "triton" if backend == "fused" else backend
+    return "triton" if backend == "fused" or (backend == "auto" and device.type == "cuda") else backend
 
 
 def layer_seconds(
@@ -121,8 +122,8 @@ def layer_tensors(layer: Layer, layout: str, settings: Settings, device: torch.d
 def tune(
     settings: Settings, device: torch.device, *, tell: Callable[[str], None] = lambda _: None
 ) -> Iterator[dict[str, Any]]:
-    """Measure the tiles of every kernel at every depthwise shape and keep the fastest, for all later runs: after each
-    shape all that there is so far.
+    """Measure the tiles of every kernel at every depthwise shape, and how blocks run, and keep the fastest for later
+    runs: after each shape all that there is so far.
     """
     from lightning_csn.models.depthwise import unsupported
 
@@ -135,7 +136,9 @@ def tune(
 
     rows: list[dict[str, Any]] = []
     where, folder = machine(device), str(tiles.cache_path(tiles.TILES).parent)
-    fuses = settings.layout == "channels_last"  # fused blocks know no other layout
+    fusing = {"products of fused blocks": tune_products, "a whole step": tune_blocks}
+    if settings.layout != "channels_last":  # fused blocks know no other
+        fusing.clear()
 
     def result(left: Sequence[str]) -> dict[str, Any]:
         return {
@@ -144,7 +147,7 @@ def tune(
             "machine": where,
             "folder": folder,
             "kernels": list(rows),
-            "not_measured": [*left, *["products of fused blocks"] * fuses],
+            "not_measured": list(left),
         }
 
     for number, layer in enumerate(layers, 1):
@@ -162,11 +165,11 @@ def tune(
                     "tile": best._asdict(),
                 }
             )
-        yield result([layer_text(each) for each in layers[number:]])
-    if fuses:
-        rows += tune_products(settings, device, tell)
-        fuses = False
-        yield result([])
+        yield result([*map(layer_text, layers[number:]), *fusing])
+    while fusing:
+        measure = fusing.pop(next(iter(fusing)))
+        rows += measure(settings, device, tell)
+        yield result(list(fusing))
 
 
 def tune_products(settings: Settings, device: torch.device, tell: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -209,6 +212,28 @@ def tune_products(settings: Settings, device: torch.device, tell: Callable[[str]
             }
         )
     return rows
+
+
+def tune_blocks(settings: Settings, device: torch.device, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Measure a training step with the depthwise kernels alone and with fused blocks, for the choice of "auto"."""
+    import torch
+
+    from lightning_csn.models import fused, tiles
+    from lightning_csn.models.depthwise import depthwise_backend
+
+    times = {}
+    for backend in ("triton", "fused"):
+        tell(f"a training step, {backend}")
+        with depthwise_backend(backend):
+            step = make_step(replace(ways_of(settings, ())[0], backend=backend), settings, device)
+            step()  # compiles kernels
+            runs = [seconds_of(step, device, settings.steps) for _ in range(settings.repeats)]
+        times[backend] = 1e3 * statistics.median(runs)
+    best = min(times, key=lambda backend: times[backend])
+    dtype = getattr(torch, PRECISIONS[settings.precision])
+    tiles.keep(tiles.cache_path(fused.BLOCKS), tiles.cache_key(fused.blocks_of(dtype), device), best)
+    row = {"kernel": "training step", "channels": 3, "sizes": list(settings.clip)}
+    return [{**row, "default_ms": times["triton"], "best_ms": times[best], "backend": best}]
 
 
 def product_steps(role: str, x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], Any]:

@@ -147,7 +147,8 @@ def tiles_text(result: dict[str, Any]) -> list[str]:
 
     rows = [("KERNEL", "CHANNELS", "OUTPUT", "DEFAULT", "BEST", "CHOICE")]
     for row in result["kernels"]:
-        choice = row.get("form") or ", ".join(f"{name} {value}" for name, value in row["tile"].items())
+        tile = ", ".join(f"{name} {value}" for name, value in row.get("tile", {}).items())
+        choice = tile or row.get("form") or row["backend"]
         size = ", ".join(map(str, row["sizes"]))
         times = (f"{row[name]:.4f} ms" for name in ("default_ms", "best_ms"))
         rows.append((row["kernel"], str(row["channels"]), size, *times, choice))

@@ -148,7 +148,9 @@ def training_options(parser: ArgumentParser) -> None:
     others.add_argument("--layers", action="store_true", help="instead: every depthwise layer alone")
     others.add_argument("--find-batch", action="store_true", help="instead: the largest batch that fits on the GPU")
     others.add_argument(
-        "--tune", action="store_true", help="instead: choose and keep the kernels' tiles for these shapes"
+        "--tune",
+        action="store_true",
+        help="instead: choose and keep the kernels' tiles for these shapes, and whether blocks are fused",
     )
 
 

@@ -110,7 +110,12 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
     path = choose_way(way.backend, device.type, dtype, 5, (1, 3, 3, 3), (1, 1, 1))
     if path == "taps" and settings.kind == "infer":  # which differs in its gradients
         return "reference"
-    return f"fused, {products_of(settings, device)}" if path == "triton" and way.backend == "fused" else path
+    if path != "triton" or way.backend == "triton":
+        return path
+    from lightning_csn.models.fused import found_faster
+
+    fused = way.backend == "fused" or (way.layout == "channels_last" and found_faster(device, dtype))
+    return f"fused, {products_of(settings, device)}" if fused else path
 
 
 def products_of(settings: Settings, device: torch.device) -> str:

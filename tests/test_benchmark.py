@@ -28,7 +28,7 @@ from lightning_csn.benchmark_ways import Way
 from lightning_csn.cli import main, make_parser
 from lightning_csn.errors import InputError
 from lightning_csn.export import ENDINGS, NEEDED, export
-from lightning_csn.models import checkpoints, depthwise, fold, roofline
+from lightning_csn.models import checkpoints, depthwise, fold, fused, roofline
 from lightning_csn.models.depthwise import onednn
 from lightning_csn.models.fold import FoldedNetwork, cannot_pack
 from lightning_csn.models.network import create_network
@@ -491,6 +491,11 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     # The last one wins.
     monkeypatch.setattr(benchmark_layers, "kernel_seconds", lambda f, *_: (f(), 1.0 / (1 + next(turn)))[1])
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
+    steps = []
+    monkeypatch.setattr(
+        benchmark_layers, "make_step", lambda way, *_: lambda: steps.append((way.backend, depthwise._backend))
+    )
+    monkeypatch.setattr(benchmark_layers, "seconds_of", lambda *_: 1.0 / (1 + next(turn)))
     tiles.forget()
     result = run_json(capsys, "train", "--tune", "--batch=1")
     first, later = ["convolve", "weight_gradient"], ["norm_convolve", "norm_weight_gradient"]
@@ -511,9 +516,34 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     monkeypatch.setattr(launch_product, "memory_bound", lambda *_: pytest.fail("counted, where it was measured"))
     assert products[0]["form"] == "own"  # not what would be counted for 32 bits
     assert launch_product.takes_in(torch.empty(1, 16, 1, 1, 1), torch.empty(16, 16, 1, 1, 1))
+    assert steps == [("triton", "triton"), ("fused", "fused")]
+    assert result["kernels"][-1]["backend"] == "fused"
+    assert list(json.loads((tmp_path / "blocks.json").read_text()).values()) == ["fused"]
+    assert fused.found_faster(torch.device("cpu"), torch.float32)
+    assert not fused.found_faster(torch.device("cpu"), torch.bfloat16)
     assert all(row["best_ms"] <= row["default_ms"] for row in result["kernels"])
     assert "kept in" in benchmark_report.as_text(result)
     tiles.forget()
+
+
+@pytest.mark.parametrize(
+    ("backend", "layout", "faster", "path"),
+    [
+        ("auto", "channels_last", True, "fused, products of the library"),
+        ("auto", "contiguous", True, "triton"),
+        ("auto", "channels_last", False, "triton"),
+        ("triton", "channels_last", True, "triton"),
+        ("fused", "channels_last", False, "fused, products of the library"),
+    ],
+)
+def test_path_of_a_network_left_to_us_is_what_was_measured_to_be_faster(backend, layout, faster, path, monkeypatch):
+    pytest.importorskip("triton")
+    monkeypatch.setattr(  # as on a GPU, but where shapes are counted
+        depthwise, "choose_way", lambda _, device, *rest: "reference" if str(device) == "meta" else "triton"
+    )
+    monkeypatch.setattr(fused, "found_faster", lambda *_: faster)
+    way, settings = Way("ours", backend, layout), settings_of()
+    assert benchmark_ways.path_of(way, settings, torch.device("cpu")) == path
 
 
 @pytest.mark.parametrize("backend", ["triton", "fused"])

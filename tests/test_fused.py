@@ -533,6 +533,32 @@ def test_block_that_cannot_run_fused_says_why_and_runs_plain(change, words, fuse
     assert words in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("measured", "layout", "runs"),
+    [
+        ("fused", CHANNELS_LAST, 1),
+        ("fused", torch.contiguous_format, 0),  # in which nothing was measured
+        ("triton", CHANNELS_LAST, 0),
+        (None, CHANNELS_LAST, 0),
+    ],
+)
+def test_left_to_us_blocks_run_fused_where_that_was_measured_to_be_faster(
+    measured, layout, runs, fused_runs, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
+    monkeypatch.setattr(depthwise, "choose_way", lambda *_: "triton")  # as on a GPU
+    tiles.forget()
+    block = make_block().eval()
+    x, _ = inputs(block)
+    if measured is not None:
+        key = tiles.cache_key(fused.blocks_of(x.dtype), x.device)
+        tiles.keep(tiles.cache_path(fused.BLOCKS), key, measured)
+    with torch.no_grad(), depthwise_backend("auto"):
+        block(x.contiguous(memory_format=layout))
+    tiles.forget()
+    assert len(fused_runs) == runs
+
+
 def test_gradients_of_gradients_are_refused():
     block = make_block().eval()
     x, _ = inputs(block)

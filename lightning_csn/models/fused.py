@@ -334,20 +334,44 @@ class NormProductNormSum(torch.autograd.Function):
 # The block.
 
 
+BLOCKS = "blocks.json"  # in the cache folder: "fused" or "triton", as `lightning-csn benchmark train --tune` measured
+
+
 def runs_fused(block: Any, x: Tensor) -> bool:
     """Whether `bottleneck` is the way for a block and an input; if only the block speaks against it, that is logged."""
-    if not isinstance(block.convolve.conv, depthwise.DepthwiseConv3d) or depthwise._backend != "fused":
+    if not isinstance(block.convolve.conv, depthwise.DepthwiseConv3d) or depthwise._backend not in ("auto", "fused"):
         return False
     weight = block.convolve.conv.weight
     kernel, strides = tuple(weight.shape[1:]), block.convolve.conv.stride
     if depthwise.choose_way(depthwise._backend, x.device, x.dtype, x.ndim, kernel, strides) != "triton":
         return False
+    asked = depthwise._backend == "fused"
+    if not asked and not (depthwise.channels_last(x) and found_faster(x.device, x.dtype)):
+        return False
     reason = unfusable(block, x)
     if reason is not None:
-        depthwise.report(logging.WARNING, f"bottleneck blocks run unfused: {reason}")
+        level = logging.WARNING if asked else logging.INFO
+        depthwise.report(level, f"bottleneck blocks run unfused: {reason}")
         return False
     depthwise.report(logging.INFO, f"bottleneck blocks on {x.device.type}: fused")
     return True
+
+
+@torch.compiler.assume_constant_result
+def found_faster(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `--tune` found fused blocks faster than plain ones with the depthwise kernels, on this kind of GPU."""
+    from lightning_csn.models import tiles  # imports Triton, which is there where its kernels were chosen
+
+    return bool(tiles.chosen(BLOCKS, blocks_of(dtype), device) == "fused")
+
+
+def blocks_of(dtype: torch.dtype) -> str:
+    """What a measured choice holds for.
+
+    >>> blocks_of(torch.bfloat16)
+    'blocks, torch.bfloat16'
+    """
+    return f"blocks, {dtype}"
 
 
 def unfusable(block: Any, x: Tensor) -> str | None:
