@@ -30,9 +30,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in what a script sta
     signal.signal(signal.SIGINT, signal.default_int_handler)  # tests press Ctrl-C, and so do programs that they start
 
 END_TOGETHER = """
+import gc
 import torch.distributed
 if torch.distributed.is_initialized():  # as lightning_csn.processes.leave, with none that still talks to one that left
     torch.distributed.barrier()
+    for name in [name for name in globals() if name[:2] != "__" and name not in ("gc", "torch")]:
+        del globals()[name]  # what holds the group, as a parallel network, keeps its threads beyond the end of Python
+    gc.collect()
     torch.distributed.destroy_process_group()
 """
 
