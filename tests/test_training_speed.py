@@ -186,9 +186,13 @@ import sys
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import fully_shard
+from lightning_csn.models import fused, network
 from lightning_csn.models.depthwise import depthwise_backend
 from lightning_csn.models.network import Bottleneck, interaction_reduced
 
+fused_runs = []
+network.bottleneck = lambda block, x: fused_runs.append(block) or fused.bottleneck(block, x)
 rank, folder = int(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
@@ -206,6 +210,21 @@ for name, plain in results[0].items():
     other = plain.clone()
     dist.broadcast(other, 0)
     torch.testing.assert_close(other, plain, msg=name)  # the mean of both processes
+# Sharded: each process has half of every weight, and of its gradient.
+sharded = Bottleneck(8, 2, interaction_reduced, norm=nn.BatchNorm3d, stride=1, drop_path=nn.Identity()).double()
+sharded.load_state_dict({name: tensor for name, tensor in block.state_dict().items()})
+for norm in sharded.modules():
+    if isinstance(norm, nn.BatchNorm3d):
+        norm.reset_running_stats()
+fully_shard(sharded)
+with depthwise_backend("fused"):
+    sharded(x).square().sum().backward()
+for name, parameter in sharded.named_parameters():
+    torch.testing.assert_close(parameter.grad.full_tensor(), results[0][name], msg=name)
+for (name, ours), theirs in zip(sharded.named_buffers(), block.buffers(), strict=True):
+    torch.testing.assert_close(ours, theirs, msg=name)
+assert len(fused_runs) == 2
+del sharded, parameter
 del parallel  # holds the group, whose threads abort a process that ends before them
 gc.collect()
 dist.destroy_process_group()
@@ -213,7 +232,7 @@ dist.destroy_process_group()
 
 
 @pytest.mark.skipif(DEVICE == "cuda" or sys.platform == "win32", reason="two processes in the interpreter, over gloo")
-def test_two_processes_share_the_gradients_of_the_kernels(tmp_path):
+def test_two_processes_share_the_gradients_of_the_kernels_and_the_weights_too(tmp_path):
     (tmp_path / "script.py").write_text(SCRIPT)
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     command = [sys.executable, str(tmp_path / "script.py")]
