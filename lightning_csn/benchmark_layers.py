@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from lightning_csn.benchmark_machine import kernel_seconds, machine, named_rates, rates_of, seconds_of
 from lightning_csn.benchmark_settings import LAYOUTS, PRECISIONS, Settings, depthwise_layers
-from lightning_csn.benchmark_ways import make_step, path_of, ways_of
+from lightning_csn.benchmark_ways import Measured, Way, expected_failures, path_of, start, ways_of
 from lightning_csn.errors import InputError
 
 if TYPE_CHECKING:
@@ -132,10 +131,10 @@ def tune(
     reason = unsupported(device.type, x.dtype, 5, tuple(weight.shape[1:]), layers[0].stride)
     if reason is not None:
         raise InputError(f"--tune: {reason}")
-    from lightning_csn.models import tiles
+    from lightning_csn.models import choices, tiles
 
     rows: list[dict[str, Any]] = []
-    where, folder = machine(device), str(tiles.cache_path(tiles.TILES).parent)
+    where, folder = machine(device), str(choices.cache_path(tiles.TILES).parent)
     fusing = {"products of fused blocks": tune_products, "a whole step": tune_blocks}
     if settings.layout != "channels_last":  # fused blocks know no other
         fusing.clear()
@@ -218,22 +217,31 @@ def tune_blocks(settings: Settings, device: torch.device, tell: Callable[[str], 
     """Measure a training step with the depthwise kernels alone and with fused blocks, for the choice of "auto"."""
     import torch
 
-    from lightning_csn.models import fused, tiles
-    from lightning_csn.models.depthwise import depthwise_backend
+    from lightning_csn.models import choices, fused, roofline
 
-    times = {}
+    measured = {}
     for backend in ("triton", "fused"):
         tell(f"a training step, {backend}")
-        with depthwise_backend(backend):
-            step = make_step(replace(ways_of(settings, ())[0], backend=backend), settings, device)
-            step()  # compiles kernels
-            runs = [seconds_of(step, device, settings.steps) for _ in range(settings.repeats)]
-        times[backend] = 1e3 * statistics.median(runs)
-    best = min(times, key=lambda backend: times[backend])
-    dtype = getattr(torch, PRECISIONS[settings.precision])
-    tiles.keep(tiles.cache_path(fused.BLOCKS), tiles.cache_key(fused.blocks_of(dtype), device), best)
+        measured[backend] = step_seconds(replace(ways_of(settings, ())[0], backend=backend), settings, device)
+    ran = {backend: 1e3 * each.median for backend, each in measured.items() if each.error is None}
+    if not ran:
+        raise InputError(f"--tune: no training step runs: {measured['fused'].error}")
+    best = min(ran, key=lambda backend: ran[backend])
+    dtype, kind = getattr(torch, PRECISIONS[settings.precision]), roofline.kind_of_blocks(settings.architecture)
+    choices.keep(fused.BLOCKS, fused.blocks_of(kind, dtype), device, best)
     row = {"kernel": "training step", "channels": 3, "sizes": list(settings.clip)}
-    return [{**row, "default_ms": times["triton"], "best_ms": times[best], "backend": best}]
+    return [{**row, "default_ms": ran.get("triton"), "best_ms": ran[best], "backend": best}]
+
+
+def step_seconds(way: Way, settings: Settings, device: torch.device) -> Measured:
+    """A way with its times, or why it does not run; nothing of it is left in memory."""
+    from lightning_csn.models.depthwise import depthwise_backend
+
+    measured, step = start(way, settings, device)
+    if step is not None:
+        with expected_failures(measured), depthwise_backend(way.backend):
+            measured.seconds = [seconds_of(step, device, settings.steps) for _ in range(settings.repeats)]
+    return measured
 
 
 def product_steps(role: str, x: Tensor, weight: Tensor, grad: Tensor) -> Callable[[], Any]:

@@ -150,7 +150,7 @@ def tiles_text(result: dict[str, Any]) -> list[str]:
         tile = ", ".join(f"{name} {value}" for name, value in row.get("tile", {}).items())
         choice = tile or row.get("form") or row["backend"]
         size = ", ".join(map(str, row["sizes"]))
-        times = (f"{row[name]:.4f} ms" for name in ("default_ms", "best_ms"))
+        times = ("-" if row[name] is None else f"{row[name]:.4f} ms" for name in ("default_ms", "best_ms"))
         rows.append((row["kernel"], str(row["channels"]), size, *times, choice))
     return ["", table(rows), "", f"kept in {result['folder']}"]
 

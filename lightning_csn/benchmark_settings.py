@@ -251,11 +251,11 @@ def check(args: Namespace) -> tuple[Settings, torch.device]:
         raise InputError(f"--checkpointing takes stages 1 to 4, got {' '.join(map(str, args.checkpointing))}")
     if (args.layers or args.tune) and (args.compile or args.cuda_graphs or args.checkpointing):
         raise InputError(
-            "--layers and --tune run single layers, and take neither --compile nor --cuda-graphs nor --checkpointing"
+            "--layers and --tune run layers and eager steps: neither takes --compile, --cuda-graphs or --checkpointing"
         )
     if (args.layers or args.tune) and not depthwise_layers(architecture, clip):
         raise InputError(f"{architecture} has no depthwise layers; the ircsn and ipcsn networks do")
-    if args.kind == "train" and not (args.layers or args.tune):
+    if args.kind == "train" and not args.layers:
         from lightning_csn.models import roofline
 
         places = min(math.prod(layer.sizes) for layer in roofline.layers(architecture, clip))

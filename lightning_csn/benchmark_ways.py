@@ -112,10 +112,14 @@ def path_of(way: Way, settings: Settings, device: torch.device) -> str:
         return "reference"
     if path != "triton" or way.backend == "triton":
         return path
-    from lightning_csn.models.fused import found_faster
+    from lightning_csn.models import fused, roofline
 
-    fused = way.backend == "fused" or (way.layout == "channels_last" and found_faster(device, dtype))
-    return f"fused, {products_of(settings, device)}" if fused else path
+    measured = settings.kind == "train" and way.layout == "channels_last" and way.compile is None
+    if way.backend == "fused" or (
+        measured and fused.found_faster(roofline.kind_of_blocks(settings.architecture), device, dtype)
+    ):
+        return f"fused, {products_of(settings, device)}"
+    return path
 
 
 def products_of(settings: Settings, device: torch.device) -> str:

@@ -24,6 +24,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lightning_csn.models import (
+    choices,
     depthwise,
     depthwise_kernels,
     fused_kernels,
@@ -194,7 +195,7 @@ CASES = {
 
 if __name__ == "__main__":
     tiles.processors = lambda device: 132
-    tiles.measured = lambda path: {}
+    tiles.chosen = choices.chosen = lambda *_: None
     for module, names in KERNELS.items():
         for name in names:
             setattr(module, name, Compiler(getattr(module, name)))

@@ -475,7 +475,7 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("--device=cpu needs Triton's interpreter")
-    from lightning_csn.models import launch, launch_product, tiles
+    from lightning_csn.models import choices, launch, launch_product, tiles
 
     launched, turn = [], iter(range(10**6))
     for name in ("convolve", "weight_gradient", "input_gradient"):
@@ -493,10 +493,10 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
     steps = []
     monkeypatch.setattr(
-        benchmark_layers, "make_step", lambda way, *_: lambda: steps.append((way.backend, depthwise._backend))
+        benchmark_ways, "make_step", lambda way, *_: lambda: steps.append((way.backend, depthwise._backend))
     )
     monkeypatch.setattr(benchmark_layers, "seconds_of", lambda *_: 1.0 / (1 + next(turn)))
-    tiles.forget()
+    choices.forget()
     result = run_json(capsys, "train", "--tune", "--batch=1")
     first, later = ["convolve", "weight_gradient"], ["norm_convolve", "norm_weight_gradient"]
     strided = [*first, "input_gradient", *later]
@@ -519,31 +519,57 @@ def test_tiles_of_every_kernel_at_every_shape_are_measured_and_kept(capsys, monk
     assert steps == [("triton", "triton"), ("fused", "fused")]
     assert result["kernels"][-1]["backend"] == "fused"
     assert list(json.loads((tmp_path / "blocks.json").read_text()).values()) == ["fused"]
-    assert fused.found_faster(torch.device("cpu"), torch.float32)
-    assert not fused.found_faster(torch.device("cpu"), torch.bfloat16)
+    assert fused.found_faster("ir", torch.device("cpu"), torch.float32)
+    assert not fused.found_faster("ip", torch.device("cpu"), torch.float32)
+    assert not fused.found_faster("ir", torch.device("cpu"), torch.bfloat16)
     assert all(row["best_ms"] <= row["default_ms"] for row in result["kernels"])
     assert "kept in" in benchmark_report.as_text(result)
-    tiles.forget()
+    choices.forget()
+
+
+@pytest.mark.parametrize("fits", [[], ["triton"], ["fused"]])
+def test_tuning_keeps_the_step_that_fits_into_memory(fits, monkeypatch, tmp_path):
+    pytest.importorskip("triton")
+    monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
+    monkeypatch.setattr(
+        benchmark_ways, "make_step", lambda way, *_: (lambda: None) if way.backend in fits else cannot_allocate()
+    )
+    settings, cpu = dataclasses.replace(settings_of(), architecture="ircsn_tiny"), torch.device("cpu")
+    if not fits:
+        with pytest.raises(InputError, match="--tune: no training step runs: out of memory"):
+            benchmark_layers.tune_blocks(settings, cpu, lambda _: None)
+        return
+    [row] = benchmark_layers.tune_blocks(settings, cpu, lambda _: None)
+    assert row["backend"] == fits[0]
+    assert (row["default_ms"] is None) == (fits[0] == "fused")
+    assert f" {fits[0]}" in benchmark_report.tiles_text({"kernels": [row], "folder": ""})[1]
+    assert list(json.loads((tmp_path / "blocks.json").read_text()).values()) == fits
 
 
 @pytest.mark.parametrize(
-    ("backend", "layout", "faster", "path"),
+    ("backend", "options", "faster", "path"),
     [
-        ("auto", "channels_last", True, "fused, products of the library"),
-        ("auto", "contiguous", True, "triton"),
-        ("auto", "channels_last", False, "triton"),
-        ("triton", "channels_last", True, "triton"),
-        ("fused", "channels_last", False, "fused, products of the library"),
+        ("auto", {}, True, "fused, products of the library"),
+        ("auto", {"layout": "contiguous"}, True, "triton"),
+        ("auto", {"compile": "default"}, True, "triton"),
+        ("auto", {}, False, "triton"),
+        ("triton", {}, True, "triton"),
+        ("fused", {"compile": "default"}, False, "fused, products of the library"),
     ],
 )
-def test_path_of_a_network_left_to_us_is_what_was_measured_to_be_faster(backend, layout, faster, path, monkeypatch):
+def test_path_of_a_network_left_to_us_is_what_was_measured_to_be_faster(backend, options, faster, path, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setattr(  # as on a GPU, but where shapes are counted
         depthwise, "choose_way", lambda _, device, *rest: "reference" if str(device) == "meta" else "triton"
     )
     monkeypatch.setattr(fused, "found_faster", lambda *_: faster)
-    way, settings = Way("ours", backend, layout), settings_of()
+    way = Way(**{"name": "ours", "backend": backend, "layout": "channels_last", **options})
+    settings = dataclasses.replace(settings_of(), kind="train", architecture="ircsn_tiny")
     assert benchmark_ways.path_of(way, settings, torch.device("cpu")) == path
+    if backend == "auto":
+        assert benchmark_ways.path_of(way, dataclasses.replace(settings, kind="infer"), torch.device("cpu")) == "triton"
+    monkeypatch.setattr(depthwise, "choose_way", lambda *_: "reference")  # as where no kernel runs
+    assert benchmark_ways.path_of(way, settings, torch.device("cpu")) == "reference"
 
 
 @pytest.mark.parametrize("backend", ["triton", "fused"])
@@ -574,8 +600,8 @@ def test_tune_without_triton_is_refused(capsys, monkeypatch):
         (["--device=meta"], "--device meta: only cpu and cuda are measured"),
         (["--checkpointing", "0", "2"], "--checkpointing takes stages 1 to 4, got 0 2"),
         (["--layers", "--architecture=resnet3d_tiny"], "resnet3d_tiny has no depthwise layers"),
-        (["--layers", "--compile"], "--layers and --tune run single layers"),
-        (["--tune", "--checkpointing", "1"], "--layers and --tune run single layers"),
+        (["--layers", "--compile"], "neither takes --compile"),
+        (["--tune", "--checkpointing", "1"], "neither takes --compile"),
         (["--clip=100000x100000x100000"], "2 such clips have more than 1,000,000,000,000 values"),
         (["--batch=999999999999999999999"], "such clips have more than"),
         (["--batch=1"], "BatchNorm needs more than one value per channel"),
@@ -750,21 +776,6 @@ def test_options_of_training_are_not_those_of_inference(capsys):
 
 def test_backends_are_those_of_the_networks():
     assert benchmark_settings.BACKENDS == depthwise.BACKENDS
-
-
-@pytest.mark.parametrize("chosen", ["triton", "reference"])  # on a GPU, elsewhere
-def test_path_is_called_fused_only_where_blocks_are(chosen, monkeypatch):
-    monkeypatch.setattr(depthwise, "choose_way", lambda *_: chosen)
-    monkeypatch.setattr(benchmark_ways, "products_of", lambda *_: "own products in stages 1")
-    monkeypatch.setattr(benchmark_ways, "depthwise_layers", lambda *_: [object()])
-    args = {"architecture": "ircsn_tiny", "clip": (2, 32, 32), "batch": 2, "precision": "fp32", "backend": "auto"}
-    args |= {"layout": "channels_last", "compile": None, "cuda_graphs": False, "checkpointing": (), "steps": 1}
-    settings = Settings(kind="train", repeats=1, device="cpu", **args)
-    paths = [
-        benchmark_ways.path_of(Way("ours", backend, "channels_last"), settings, torch.device("cpu"))
-        for backend in ("auto", "triton", "fused")
-    ]
-    assert paths == [chosen, chosen, "fused, own products in stages 1" if chosen == "triton" else chosen]
 
 
 def test_everything_but_the_kernels_works_without_triton():

@@ -24,7 +24,7 @@ from lightning_csn.models.depthwise import DepthwiseConv3d, depthwise_backend, d
 from lightning_csn.models.network import create_network
 
 triton = pytest.importorskip("triton")
-from lightning_csn.models import check_kernels, launch, tiles  # noqa: E402 - imports Triton
+from lightning_csn.models import check_kernels, choices, launch, tiles  # noqa: E402 - imports Triton
 from lightning_csn.models.tiles import Problem, Tile, default_tile  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -489,7 +489,7 @@ def test_measured_tiles_are_kept_and_used(tmp_path, monkeypatch):
     best = min(times, key=times.get)
     assert best != default
     assert tiles.tile_for(problem, device) == best
-    tiles.forget()  # as in another process
+    choices.forget()  # as in another process
     assert tiles.tile_for(problem, device) == best
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["depthwise_tiles.json"]
 

@@ -24,7 +24,7 @@ from lightning_csn.models.network import (
 )
 
 pytest.importorskip("triton")
-from lightning_csn.models import check_kernels, launch, launch_product, tiles
+from lightning_csn.models import check_kernels, choices, launch, launch_product, tiles
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CHANNELS_LAST = torch.channels_last_3d
@@ -534,29 +534,43 @@ def test_block_that_cannot_run_fused_says_why_and_runs_plain(change, words, fuse
 
 
 @pytest.mark.parametrize(
-    ("measured", "layout", "runs"),
+    ("measured", "layout", "training", "runs"),
     [
-        ("fused", CHANNELS_LAST, 1),
-        ("fused", torch.contiguous_format, 0),  # in which nothing was measured
-        ("triton", CHANNELS_LAST, 0),
-        (None, CHANNELS_LAST, 0),
+        ("fused", CHANNELS_LAST, True, 1),
+        ("fused", torch.contiguous_format, True, 0),  # which was not measured
+        ("fused", CHANNELS_LAST, False, 0),
+        ("triton", CHANNELS_LAST, True, 0),
+        (None, CHANNELS_LAST, True, 0),
     ],
 )
 def test_left_to_us_blocks_run_fused_where_that_was_measured_to_be_faster(
-    measured, layout, runs, fused_runs, monkeypatch, tmp_path
+    measured, layout, training, runs, fused_runs, monkeypatch, tmp_path
 ):
     monkeypatch.setenv("LIGHTNING_CSN_CACHE", str(tmp_path))
     monkeypatch.setattr(depthwise, "choose_way", lambda *_: "triton")  # as on a GPU
-    tiles.forget()
-    block = make_block().eval()
+    choices.forget()
+    block = make_block()
     x, _ = inputs(block)
     if measured is not None:
-        key = tiles.cache_key(fused.blocks_of(x.dtype), x.device)
-        tiles.keep(tiles.cache_path(fused.BLOCKS), key, measured)
-    with torch.no_grad(), depthwise_backend("auto"):
+        choices.keep(fused.BLOCKS, fused.blocks_of("ir", x.dtype), x.device, measured)
+    with torch.set_grad_enabled(training), depthwise_backend("auto"):
         block(x.contiguous(memory_format=layout))
-    tiles.forget()
+    choices.forget()
     assert len(fused_runs) == runs
+
+
+def test_norms_that_learn_do_so_without_gradients_too():
+    block = make_block(width_in=4, stride=2).eval()
+    for norm in (block.reduce.norm, block.shortcut.norm):  # the two others are folded
+        norm.train()
+    plain, ours = copy.deepcopy(block), copy.deepcopy(block)
+    x, _ = inputs(block, 4)
+    with torch.no_grad():
+        for each, way in ((plain, "reference"), (ours, "fused")):
+            with depthwise_backend(way):
+                each(x)
+    assert not torch.equal(plain.reduce.norm.running_mean, block.reduce.norm.running_mean)
+    assert_same(dict(ours.named_buffers()), dict(plain.named_buffers()))
 
 
 def test_gradients_of_gradients_are_refused():

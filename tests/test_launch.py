@@ -9,7 +9,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton")
-from lightning_csn.models import launch
+from lightning_csn.models import launch, tiles
 
 
 class Kernel:
@@ -65,7 +65,8 @@ def test_the_same_launch_again_asks_nothing(kernel):
         ((torch.zeros(8), None), {"num_warps": 8}),
         ((torch.zeros(8), torch.zeros(8)), {}),
         ((torch.zeros(8, dtype=torch.float16), None), {}),
-        ((torch.zeros(9)[1:], None), {}),  # 4 bytes after a multiple of 16, where no 16 bytes can be read at once
+        ((torch.zeros(10)[2:], None), {}),  # 8 bytes after a multiple of 16, where no 16 bytes can be read at once
+        ((torch.zeros(8, device="meta"), None), {}),
     ],
 )
 def test_another_launch_asks(kernel, tensors, options):
@@ -90,7 +91,7 @@ def test_where_compiling_depends_on_more_every_launch_asks(kernel, monkeypatch):
 
 
 def test_sizes_that_are_new_each_time_do_not_pile_up(kernel, monkeypatch):
-    monkeypatch.setattr(launch, "MOST_KNOWN", 2)
+    monkeypatch.setattr(tiles, "MOST_SIZES", 2)
     for size in range(7):
         kernel.start(torch.zeros(8), None, P=size)
     assert len(launch._known) == 1
@@ -98,15 +99,22 @@ def test_sizes_that_are_new_each_time_do_not_pile_up(kernel, monkeypatch):
     assert len(kernel.ran) == 1
 
 
-def test_a_kernel_that_fails_its_check_is_never_launched(kernel, monkeypatch):
+def test_a_kernel_that_fails_its_check_is_launched_by_that_alone(kernel, monkeypatch):
+    checking = []
+
     def fail():
-        raise RuntimeError("a kernel disagrees")
+        if not checking:
+            checking.append(True)
+            kernel.start(torch.ones(8), None)  # as the check does, with tensors of its own
+            checking.clear()
+            raise RuntimeError("a kernel disagrees")
 
     monkeypatch.setattr(kernel, "check", fail)
-    for _ in range(2):
+    for _ in range(3):
         with pytest.raises(RuntimeError, match="disagrees"):
             kernel.start(torch.zeros(8), None)
-    assert not kernel.asked
+    assert [tensor.sum() for _, tensor, *_ in kernel.asked] == [8, 8, 8]
+    assert not kernel.ran
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Triton compiles on Linux")
@@ -115,4 +123,8 @@ def test_a_repeated_launch_hands_over_what_triton_did():
     script = [sys.executable, "-W", "ignore", str(Path(__file__).parent / "host_time.py"), "--again"]
     out = subprocess.run(script, env=environment, capture_output=True, text=True, check=True, timeout=300).stdout
     names = ("depthwise", "its weight gradient", "product", "statistics", "gradient")
-    assert out.splitlines() == [f"{name}: 1 launched, the same" for name in names]
+    assert out.splitlines() == [
+        *(f"{name}: 1 launched, the same" for name in names),
+        "a block, own products: 16 launched, the same",
+        "a block of stride 2, library's products: 21 launched, the same",
+    ]

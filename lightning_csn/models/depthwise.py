@@ -125,8 +125,9 @@ def depthwise_backend(name: str) -> Iterator[None]:
 
     "reference": nn.Conv3d. "taps": nn.Conv3d with the gradients of `input_gradient` and `weight_gradient`, for training
     on a CPU. "triton": the kernels. "fused": the kernels, and whole bottleneck blocks made of them as well (fused.py).
-    "auto": "triton" on CUDA devices, "taps" on x86 CPUs, "reference" elsewhere; and "fused" where `lightning-csn
-    benchmark train --tune` found that faster on the same kind of GPU. Outside of any block "auto" holds, or what the
+    "auto": "triton" on CUDA devices, "taps" on x86 CPUs, "reference" elsewhere; and "fused" in eager training in
+    channels_last_3d where `lightning-csn benchmark train --tune` found that faster, with the same kind of GPU, of
+    blocks and of numbers. Fused blocks have no gradients of gradients. Outside of any block "auto" holds, or what the
     environment variable LIGHTNING_CSN_DEPTHWISE says.
 
     The kernels run on the CPU in Triton's interpreter only: TRITON_INTERPRET=1 before Triton is imported. A choice

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from lightning_csn.models import depthwise
+from lightning_csn.models import choices, depthwise
 from lightning_csn.models.batchnorm import FrozenBatchNorm3d, accurate
 from lightning_csn.models.fused_operators import (
     batch_norm_of,
@@ -346,7 +346,7 @@ def runs_fused(block: Any, x: Tensor) -> bool:
     if depthwise.choose_way(depthwise._backend, x.device, x.dtype, x.ndim, kernel, strides) != "triton":
         return False
     asked = depthwise._backend == "fused"
-    if not asked and not (depthwise.channels_last(x) and found_faster(x.device, x.dtype)):
+    if not asked and not (measured_here(x) and found_faster(kind_of(block), x.device, x.dtype)):
         return False
     reason = unfusable(block, x)
     if reason is not None:
@@ -357,21 +357,28 @@ def runs_fused(block: Any, x: Tensor) -> bool:
     return True
 
 
-@torch.compiler.assume_constant_result
-def found_faster(device: torch.device, dtype: torch.dtype) -> bool:
+def measured_here(x: Tensor) -> bool:
+    """Whether `--tune` measured such a run: eager training in channels_last_3d."""
+    return torch.is_grad_enabled() and not torch.compiler.is_compiling() and depthwise.channels_last(x)
+
+
+def found_faster(kind: str, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether `--tune` found fused blocks faster than plain ones with the depthwise kernels, on this kind of GPU."""
-    from lightning_csn.models import tiles  # imports Triton, which is there where its kernels were chosen
-
-    return bool(tiles.chosen(BLOCKS, blocks_of(dtype), device) == "fused")
+    return bool(choices.chosen(BLOCKS, blocks_of(kind, dtype), device) == "fused")
 
 
-def blocks_of(dtype: torch.dtype) -> str:
+def kind_of(block: Any) -> str:
+    """ir or ip, by whether channels interact before the depthwise convolution."""
+    return "ir" if isinstance(block.interact, nn.Identity) else "ip"
+
+
+def blocks_of(kind: str, dtype: torch.dtype) -> str:
     """What a measured choice holds for.
 
-    >>> blocks_of(torch.bfloat16)
-    'blocks, torch.bfloat16'
+    >>> blocks_of("ir", torch.bfloat16)
+    'ir blocks, torch.bfloat16'
     """
-    return f"blocks, {dtype}"
+    return f"{kind} blocks, {dtype}"
 
 
 def unfusable(block: Any, x: Tensor) -> str | None:

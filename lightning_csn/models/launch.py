@@ -35,7 +35,6 @@ from lightning_csn.models.tiles import Problem, Tile, problem_of, tile_for
 INTERPRETED = not isinstance(depthwise_kernels.convolve, triton.JITFunction)
 MOST_CLIPS = 65535  # on the third axis of a grid
 MOST_PARTIALS = 128  # rows of partial statistics that one program merges at the end: two turns of 64
-MOST_KNOWN = 4096  # launches; a step of any depth has about 100 different ones
 
 
 _known: dict[Any, tuple[Any, Any, list[Any]]] = {}  # kernel, what was compiled, arguments after the tensors
@@ -61,7 +60,11 @@ def start(
     key = (id(kernel), first.device, *pointers, *arguments, *arguments.values())
     known = _known.get(key)
     if known is None:
-        check()
+        try:
+            check()
+        except BaseException:  # its own launches may be of this very kind, and are not to be found again
+            _known.clear()
+            raise
     with torch.cuda.device_of(first):
         if known is not None:
             _, compiled, rest = known
@@ -69,7 +72,7 @@ def start(
             return
         compiled = kernel[grid](*tensors, **arguments)
         if compiled is not None and torch.version.hip is None:  # None: interpreted; AMD's is of the storage's size too
-            if len(_known) >= MOST_KNOWN:  # sizes that are new each time
+            if len(_known) >= tiles.MOST_SIZES:  # a step of any depth has about 100
                 _known.clear()
             _known[key] = kernel, compiled, [arguments[name] for name in kernel.arg_names[len(tensors) :]]
 
@@ -91,7 +94,7 @@ def cut_depthwise(large: Tensor, small: Tensor, problem: Problem, tile: Tile, *n
     return _cut_depthwise(large.shape, large.stride(), small.shape, small.stride(), problem, tile, names)
 
 
-@lru_cache(MOST_KNOWN)  # it takes longer than a launch
+@lru_cache(tiles.MOST_SIZES)  # it takes longer than a launch
 def _cut_depthwise(
     large: torch.Size,
     large_steps: tuple[int, ...],
@@ -237,7 +240,7 @@ def cut_matrix(tensor: Tensor, *, reduce: bool = False) -> tuple[tuple[int, int,
     )
 
 
-@lru_cache(MOST_KNOWN)
+@lru_cache(tiles.MOST_SIZES)
 def _cut_matrix(
     places: int, channels: int, dtype: torch.dtype, processors: int | None
 ) -> tuple[tuple[int, int, int], dict[str, Any]]:
@@ -280,7 +283,7 @@ def finish(partial: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return norm
 
 
-@lru_cache(MOST_KNOWN)
+@lru_cache(tiles.MOST_SIZES)
 def _cut_channels(programs: int, channels: int, dtype: torch.dtype, most: int) -> tuple[int, int, dict[str, Any]]:
     """Programs along the channels, how many partial statistics each merges at first, sizes and constants."""
     lanes = min(32, triton.next_power_of_2(channels))

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lightning_csn.models import launch, product_kernels, tiles
+from lightning_csn.models import choices, launch, product_kernels, tiles
 from lightning_csn.models.batchnorm import accurate
 from lightning_csn.models.check_kernels import TOLERANCE, Draw, Pair, before_relu, check_once, exact, moments, sums_of
 from lightning_csn.models.fused import memory_bound
@@ -38,7 +38,7 @@ def takes_in(x: Tensor, weight: Tensor) -> bool:
     """
     if _form is not None:
         return _form == "own"
-    found = tiles.chosen(PRODUCTS, product_of(x, weight), x.device)
+    found = choices.chosen(PRODUCTS, product_of(x, weight), x.device)
     return memory_bound(weight.shape[1], weight.shape[0], x.element_size()) if found is None else found == "own"
 
 
@@ -70,8 +70,7 @@ def tune(
     for name in ("own", "library") if counted else ("library", "own"):
         with form(name):
             times[name] = measure(steps)
-    key = tiles.cache_key(product_of(x, weight), x.device)
-    tiles.keep(tiles.cache_path(PRODUCTS), key, min(times, key=lambda name: times[name]))
+    choices.keep(PRODUCTS, product_of(x, weight), x.device, min(times, key=lambda name: times[name]))
     return times
 
 
@@ -87,7 +86,7 @@ def cut_product(x: Tensor, weight: Tensor) -> tuple[tuple[int, int, int], int, d
     return _cut_product(*sizes, x.dtype, rounds_to_tf32(x.dtype), ROWS, COLUMNS)
 
 
-@lru_cache(launch.MOST_KNOWN)
+@lru_cache(tiles.MOST_SIZES)
 def _cut_product(
     places: int,
     k: int,
@@ -217,7 +216,7 @@ def weight_gradient(grad: Tensor, y: Tensor, norm: Tensor) -> Tensor:
     return partial.sum(0)
 
 
-@lru_cache(launch.MOST_KNOWN)
+@lru_cache(tiles.MOST_SIZES)
 def _cut_weight_gradient(
     places: int, k: int, n: int, dtype: torch.dtype, tf32: bool, processors: int
 ) -> tuple[tuple[int, int, int], dict[str, Any]]:

@@ -97,6 +97,15 @@ def products(architecture: str, clip: Sequence[int] = CLIP, **options: Any) -> l
     return list(found)
 
 
+def kind_of_blocks(architecture: str) -> str:
+    """ir or ip, by whether channels interact before the depthwise convolution.
+
+    >>> kind_of_blocks("ircsn_50"), kind_of_blocks("ipcsn_152")
+    ('ir', 'ip')
+    """
+    return "ip" if any(product.role == "interact" for product in products(architecture)) else "ir"
+
+
 def stages_of(all_products: Sequence[Product], own: Callable[[Product], bool]) -> str:
     """The stages whose products are our own, with their roles where it is not all of them; "" if none is.
 

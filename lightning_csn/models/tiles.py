@@ -5,18 +5,18 @@ Imported only where a kernel is about to run, because it imports Triton.
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
-from pathlib import Path
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 import torch
 import triton
 from torch import Tensor
 
+from lightning_csn.models.choices import chosen, keep
+
+MOST_SIZES = 4096  # that anything is remembered of: many times what a network has, where they are new each time
 TILES = "depthwise_tiles.json"  # in the cache folder
 
 
@@ -59,7 +59,7 @@ class Problem(NamedTuple):
         return rows, triton.cdiv(self.C if self.channels_last else self.W, self.lanes)
 
 
-@cache  # it costs as much as a launch
+@lru_cache(MOST_SIZES)  # it costs as much as a launch
 def default_tile(problem: Problem, multiprocessors: int) -> Tile:
     """A tile by rule, without measuring: strips that fill the line, and enough programs for every multiprocessor.
 
@@ -101,50 +101,10 @@ def tile_for(problem: Problem, device: torch.device) -> Tile:
     return Tile(**found) if found else default_tile(problem, processors(device))
 
 
-@cache  # each launch asks
-def chosen(file: str, problem: Any, device: torch.device) -> Any:
-    """What `keep` wrote to a file for a problem on this kind of GPU; None for nothing."""
-    return measured(cache_path(file)).get(cache_key(problem, device))
-
-
 @cache
 def processors(device: torch.device) -> int:
     """Multiprocessors of a GPU; 1 in the interpreter."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
-
-
-def cache_path(file: str) -> Path:
-    """Where measured choices are kept: LIGHTNING_CSN_CACHE, or lightning_csn in the user's cache folder."""
-    folder = os.environ.get("LIGHTNING_CSN_CACHE")
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return (Path(folder) if folder else Path(caches) / "lightning_csn") / file
-
-
-def cache_key(problem: Any, device: torch.device) -> str:
-    """Everything that a measured time depends on."""
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-    return f"{name}, triton {triton.__version__}, {problem}"
-
-
-@cache
-def measured(path: Path) -> dict[str, Any]:
-    """Choices of a file that `keep` wrote, by their keys; none if there is no such file."""
-    return json.loads(path.read_text()) if path.exists() else {}
-
-
-def keep(path: Path, key: str, choice: Any) -> None:
-    """Add a choice to a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps({**measured(path), key: choice}, indent=1))
-    partial.replace(path)  # another process never reads half a file
-    forget()
-
-
-def forget() -> None:
-    """Read the files anew at the next question, as another process would."""
-    measured.cache_clear()
-    chosen.cache_clear()
 
 
 def tune(
@@ -156,7 +116,7 @@ def tune(
     """
     times = {tile: measure(lambda tile=tile: launch(tile)) for tile in candidate_tiles(problem, processors(device))}
     best = min(times, key=lambda tile: times[tile])
-    keep(cache_path(TILES), cache_key(problem, device), best._asdict())
+    keep(TILES, problem, device, best._asdict())
     return times
 
 
