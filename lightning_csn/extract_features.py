@@ -105,6 +105,7 @@ def run_features(args: Namespace) -> int:
     lightning = logging.getLogger("lightning.pytorch")
     level = lightning.level
     lightning.setLevel(logging.WARNING)  # not which accelerators there are not
+    problem: str | None = None
     try:
         with warnings.catch_warnings():
             # Lightning 2.6 asks torch's trees for their leaves in a way that torch 2.12 calls deprecated.
@@ -121,18 +122,19 @@ def run_features(args: Namespace) -> int:
                 num_nodes=args.nodes,
                 precision=args.precision,
             )
-    except SharedError:
-        leave()
-        if int(os.environ.get("LOCAL_RANK", "0")):
-            return ALL_READ  # where one process fails, Lightning kills the first, which has this to say
-        raise
+    except SharedError as error:
+        problem = str(error)
     except SystemExit as stop:
         if isinstance(stop.__context__, KeyboardInterrupt):
             note("interrupted; the same command goes on with the videos that are left")
         raise
     finally:
         lightning.setLevel(level)
-    leave()
+    leave()  # not in the handler: what it handles holds the group
+    if problem is not None:
+        if int(os.environ.get("LOCAL_RANK", "0")):
+            return ALL_READ  # where one process fails, Lightning kills the first, which has this to say
+        raise SharedError(problem)
     if counts is None:  # another process has them
         return ALL_READ
     print(f"features: {args.output} ({counts})")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -56,6 +57,11 @@ def leave() -> None:
     """The last call of a program that ends in order, with no more to say to the others. Without it, a thread of gloo's
     that has yet to let go of what was said last finds Python gone and aborts the process, mostly on a busy machine; for
     that, Lightning and torchrun kill the others.
+
+    The threads end with the last that holds the group, as a network in DistributedDataParallel does. Lightning lets go
+    of that network, but the frames of an error keep it while the error is handled: call this after an `except` block,
+    never in one. Cycles keep it, too, so they are collected first.
     """
     if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()
         torch.distributed.destroy_process_group()

@@ -339,15 +339,14 @@ class TrainerCommand(LightningCLI):
             self.model.exact = self.config.exact
         method = getattr(self.trainer, self.command)
         options = {"return_predictions": False} if self.command == "predict" else {}
+        problem: str | None = None
+        signum: int | None = None
         try:
             method(
                 self.model, datamodule=self.datamodule, ckpt_path=self.config.ckpt_path, weights_only=True, **options
             )
-        except SharedError:
-            leave()
-            if self.trainer.is_global_zero:
-                raise
-            return  # as if all were well: where one process fails, Lightning kills the first, which has this to say
+        except SharedError as error:
+            problem = str(error)
         except MisconfigurationException as error:
             raise InputError(str(error)) from error
         except OSError as error:
@@ -361,8 +360,7 @@ class TrainerCommand(LightningCLI):
                 raise
             if not isinstance(stop, SIGTERMException):
                 raise
-            self.end_by(signal.SIGTERM)
-            return
+            signum = signal.SIGTERM
         except (RuntimeError, MemoryError) as error:
             asked = next(
                 (one.asked for one in self.trainer.checkpoint_callbacks if isinstance(one, LastCheckpoint)), None
@@ -371,7 +369,15 @@ class TrainerCommand(LightningCLI):
                 raise self.lack_of_memory(error) from error
             if asked is None:
                 raise
-            self.end_by(asked)  # a worker got the signal, too, and ended before it was to
+            signum = asked  # a worker got the signal, too, and ended before it was to
+        # Below, and not in the handlers: what they handle holds the group, see `leave`.
+        if problem is not None:
+            leave()
+            if self.trainer.is_global_zero:
+                raise SharedError(problem)
+            return  # as if all were well: where one process fails, Lightning kills the first, which has this to say
+        if signum is not None:
+            self.end_by(signum)
             return
         if self.command == "fit":
             self.report_checkpoints()

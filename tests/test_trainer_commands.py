@@ -7,17 +7,20 @@ import shlex
 import shutil
 import signal
 import sys
+import weakref
 
 import lightning.pytorch  # noqa: F401 - its loggers keep the stderr that they find, which must not be one test's
 import pytest
 import torch
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch.nn.parallel import DistributedDataParallel
 
 from lightning_csn.cli import main
 from lightning_csn.clip import ClipSpec
 from lightning_csn.datamodule import VideoDataModule
 from lightning_csn.errors import SharedError
+from lightning_csn.features import FeatureExtractor
 from lightning_csn.module import LitCSN
 
 CLASSES = ["clapping", "jumping", "waving"]
@@ -362,30 +365,62 @@ def test_an_interrupted_prediction_goes_on_with_the_same_command(trained, video_
         ("validate", None, 0),
         ("validate", SharedError("no luck"), 2),
         ("validate", SIGTERMException(), 143),
+        ("fit", RuntimeError("a worker ended"), 143),
         ("features", None, 0),
+        ("features", SharedError("no luck"), 2),
     ],
 )
 def test_a_process_leaves_the_others_when_it_ends(
-    trained, weights, split_folder, tmp_path, monkeypatch, command, error, code
+    trained, weights, split_folder, tmp_path, monkeypatch, capsys, command, error, code
 ):
-    """One that does not may abort, whatever its exit code was to be."""
+    """One that does not may abort, whatever its exit code was to be; and so may one in which a network in parallel is
+    left, as in the frames of an error, for that holds the group.
+    """
 
-    def fail(self, batch, batch_idx):
-        raise error
+    def work(self, *args):
+        parallel = DistributedDataParallel(torch.nn.Linear(1, 1))
+        parallel.itself = [parallel]  # a cycle
+        held.append(weakref.ref(parallel))
+        for callback in self.trainer.checkpoint_callbacks:
+            callback.asked = signal.SIGTERM  # of LastCheckpoint, which fit has alone
+        if error is not None:
+            raise type(error)(*error.args)  # `error` itself would keep these frames
+        return step(self, *args)
 
-    if error is not None:
-        monkeypatch.setattr(LitCSN, "validation_step", fail)
+    def leave_group():
+        left.append([network() for network in held])
+        destroy()
+
+    kind, name = {
+        "validate": (LitCSN, "validation_step"),
+        "fit": (LitCSN, "training_step"),
+        "features": (FeatureExtractor, "predict_step"),
+    }[command]
+    held, left = [], []
+    step, destroy = getattr(kind, name), torch.distributed.destroy_process_group
+    monkeypatch.setattr(kind, name, work)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", leave_group)
     options = {
         "validate": [f"--data.root={split_folder}", f"--ckpt_path={trained / 'last.ckpt'}", *SMALL, *QUIET],
+        "fit": [
+            f"--data.root={split_folder}",
+            "--model.architecture=ircsn_tiny",
+            f"--trainer.default_root_dir={tmp_path}",
+            *SMALL,
+            *QUIET,
+        ],
         "features": [str(split_folder), f"--model={weights}", f"--output={tmp_path / 'f.npz'}", "--workers=0"],
     }
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
         assert main([command, *options[command]]) == code
         assert not torch.distributed.is_initialized()
+        assert left == [[None] * len(held)]
+        assert held
+        assert ("error: no luck" in capsys.readouterr().err) == isinstance(error, SharedError)
     finally:
         if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            destroy()
 
 
 def test_print_config_prints_what_a_run_would_take(capsys):
