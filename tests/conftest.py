@@ -307,6 +307,48 @@ def report_of(entry_of: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def make_report() -> Callable[..., Any]:
+    """A report on `count` videos to train on and half as many to validate on, some with problems and names that a page
+    must not take for its own; sampling: of the clip, None for no clip.
+    """
+    from lightning_csn.clip import ClipSpec
+    from lightning_csn.data.examine import examine
+    from lightning_csn.data.index import Entry
+    from lightning_csn.data.samples import Collection, Sample
+    from lightning_csn.data.video_info import VideoInfo
+
+    long = "a_very_long_name_of_a_class_without_any_blank_where_a_browser_could_break_the_line"
+    evil = "<script>alert('x')</script>&\"'.mp4"
+
+    def make(
+        count: int = 40, classes: Sequence[str] = ("run", "walk <b>&amp;", long), sampling: str | None = "clip"
+    ) -> Any:
+        samples: dict[str, list[Any]] = {}
+        entries: dict[str, Any] = {}
+        for split, number in (("train", count), ("val", count // 2)):
+            samples[split] = []
+            for i in range(number):
+                path = f"/data/{split}/{i:03}.mp4" if i else f"/data/{split}/{evil}"
+                samples[split].append(Sample(path, i % len(classes), i))
+                of = VideoInfo(
+                    num_frames=25 + 5 * i, fps=25.0, height=48, width=64, codec="h264", rotation=90 * (i % 2)
+                )
+                entries[path] = Entry(path=path, bytes=1000, mtime_ns=1, info=of)
+        broken = "/data/train/001.mp4"
+        if broken in entries:
+            entries[broken] = Entry(path=broken, bytes=10, mtime_ns=1, error=f"{broken}: the file is empty")
+            entries["/data/train/002.mp4"] = None
+        copies = [["/data/train/003.mp4", "/data/val/004.mp4"]]
+        found = Collection(samples, list(classes), "a folder per class in train and val", False)
+        half = (0.5, 0.5, 0.5)
+        sizes = {"short_side": 64, "crop": 48, "test_crop": 64}
+        clip = ClipSpec(frames=8, step=5, fps=25, **sizes, mean=half, std=half, sampling=sampling) if sampling else None
+        return examine(found, entries, copies, root="/data", clip=clip)
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_trainer_in() -> Callable[..., Any]:
     """As `make_trainer`, with the folder that it may write into."""
     import lightning as L

@@ -1,10 +1,8 @@
-"""The report as text and as a page, which a real browser shows."""
+"""What check-data found, as a page, which a real browser shows."""
 
-import dataclasses
 import functools
 import io
 import itertools
-import os
 import re
 import shutil
 
@@ -12,101 +10,8 @@ import pytest
 from PIL import Image
 
 from lightning_csn.check_page import MOST_ROWS, as_html, pictured
-from lightning_csn.check_text import as_text
-from lightning_csn.clip import ClipSpec
 from lightning_csn.data.examine import examine
-from lightning_csn.data.index import Entry
 from lightning_csn.data.samples import Collection, Sample
-from lightning_csn.data.video_info import VideoInfo
-
-CLIP = ClipSpec(
-    frames=8, step=5, fps=25, short_side=64, crop=48, test_crop=64, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)
-)
-EVIL = "<script>alert('x')</script>&\"'.mp4"
-CLASSES = ["run", "walk <b>&amp;", "a_very_long_name_of_a_class_without_any_blank_where_a_browser_could_break_the_line"]
-
-
-def make_report(count=40, classes=CLASSES, clip=CLIP, names=None, **options):
-    """A report on `count` videos to train on and half as many to validate on, some with problems."""
-    samples, entries = {}, {}
-    for split, number in (("train", count), ("val", count // 2)):
-        samples[split] = []
-        for i in range(number):
-            path = f"/data/{split}/{i:03}.mp4" if i else f"/data/{split}/{EVIL}"
-            samples[split].append(Sample(path, i % len(classes), i))
-            of = VideoInfo(num_frames=25 + 5 * i, fps=25.0, height=48, width=64, codec="h264", rotation=90 * (i % 2))
-            entries[path] = Entry(path=path, bytes=1000, mtime_ns=1, info=of)
-    broken = "/data/train/001.mp4"
-    if broken in entries:
-        entries[broken] = Entry(path=broken, bytes=10, mtime_ns=1, error=f"{broken}: the file is empty")
-        entries["/data/train/002.mp4"] = None
-    copies = [["/data/train/003.mp4", "/data/val/004.mp4"]]
-    found = Collection(samples, list(classes), "a folder per class in train and val", False)
-    return examine(found, entries, copies, root="/data", clip=clip, **options)
-
-
-# ---------------------------------------------------------------- text
-
-
-def test_the_text_begins_with_the_verdict_and_the_worst():
-    lines = as_text(make_report()).splitlines()
-    assert lines[0] == "NOT SAFE to train, with 2 warnings:"
-    assert lines[1] == ("  - 1 video both to train on and to test or validate on: figures on them are too good")
-    order = [line for line in lines if line in ("Files that make it unsafe", "Warnings", "Notes", "Videos")]
-    assert order == ["Files that make it unsafe", "Warnings", "Notes", "Videos"]
-
-
-def test_the_text_names_files_below_the_folder_and_counts_classes():
-    text = as_text(make_report())
-    assert re.search(r"^    train/001\.mp4  the file is empty$", text, re.MULTILINE)
-    assert re.search(r"^    train/002\.mp4$", text, re.MULTILINE)
-    assert re.search(r"^    train/003\.mp4  train, and val: val/004\.mp4$", text, re.MULTILINE)
-    assert re.search(r"^  walk <b>&amp; +12 of 13 +7$", text, re.MULTILINE)
-    assert re.search(r"^  all +38 of 40 +20$", text, re.MULTILINE)
-    assert "Length: 1 to 8.8 seconds, median " in text
-    assert re.search(r"^Size +64x48: 58$", text, re.MULTILINE)
-
-
-def test_the_text_of_a_good_collection_is_short():
-    report = make_report(count=1, clip=None, classes=["run"])
-    lines = as_text(report).splitlines()
-    assert lines[0] == "Safe to train."
-    assert len(lines) < 25
-    assert "--model or --clip says" in lines[-1]
-
-
-@pytest.mark.parametrize(
-    ("sampling", "where", "short"),
-    [
-        ("clip", "one every 5 frames, at 25 fps: 36 frames long", "4 of 58"),
-        ("segments", "one in each of 8 equal parts of the video", "0 of 58"),
-    ],
-)
-def test_the_text_says_what_the_clip_does(sampling, where, short):
-    text = as_text(make_report(clip=dataclasses.replace(CLIP, sampling=sampling)))
-    assert f"\nClip: 8 frames, {where}; short side 64 pixels\n" in text
-    assert re.search(rf"^  too short: frames are repeated +{short}$", text, re.MULTILINE)
-    assert re.search(r"^  enlarged: the picture is too small +58 of 58$", text, re.MULTILINE)
-
-
-def test_the_text_counts_many_classes_together_and_names_files_of_a_kind_up_to_a_number():
-    text = as_text(make_report(count=400, classes=[f"class_{i}" for i in range(50)]))
-    assert "50 classes, each" in text
-    assert "class_7 " not in text
-    assert re.search(r"… and \d+ more: --json and --html have them", text)
-    assert max(map(len, text.splitlines())) < 160
-
-
-def test_names_that_no_terminal_takes_are_written_as_python_would():
-    path = os.fsdecode(b"/data/b\xff\x1b[2J.mp4")
-    report = examine(Collection({"train": [Sample(path, 0, 0)]}, ["run"], "test"), {path: None}, root="/data")
-    text = as_text(report)
-    text.encode("utf-8")
-    assert r"b\udcff\x1b[2J.mp4" in text
-    as_html(report, {}).encode("utf-8")
-
-
-# ---------------------------------------------------------------- page
 
 
 @functools.cache
@@ -120,17 +25,17 @@ def page_of(report):
     return as_html(report, {path: jpeg(i % 200) for i, path in enumerate(pictured(report))}, when="today")
 
 
-def test_pictures_are_of_each_class_and_of_problems_that_can_be_seen():
+def test_pictures_are_of_each_class_and_of_problems_that_can_be_seen(make_report):
     report = make_report()
     paths = pictured(report)
     assert "/data/train/003.mp4" in paths  # to train and to validate on
     assert "/data/train/001.mp4" not in paths  # cannot be read
     by_class = {row.path: row.classes[0] for row in report.rows}
-    assert {by_class[path] for path in paths} == set(CLASSES)
+    assert {by_class[path] for path in paths} == set(report.classes)
     assert len(paths) == len(set(paths)) <= 3 * 3 + 2
 
 
-def test_names_do_not_become_part_of_the_page():
+def test_names_do_not_become_part_of_the_page(make_report):
     page = page_of(make_report())
     assert "alert(" not in page.replace("&lt;script&gt;alert(&#x27;x&#x27;)&lt;/script&gt;&amp;&quot;&#x27;.mp4", "")
     assert "walk <b>" not in page
@@ -178,7 +83,7 @@ def show(browser, page, *, width=1000, scheme="light"):
 
 
 @pytest.fixture(scope="module")
-def page(tmp_path_factory):
+def page(tmp_path_factory, make_report):
     path = tmp_path_factory.mktemp("page") / "report.html"
     path.write_text(page_of(make_report()), encoding="utf-8")
     return path
@@ -200,7 +105,7 @@ def test_the_browser_has_no_complaint_and_shows_every_picture(browser, page):
     )
 
 
-def test_bars_are_as_high_and_as_long_as_what_they_count(browser, page):
+def test_bars_are_as_high_and_as_long_as_what_they_count(browser, page, make_report):
     show(browser, page)
     report = make_report()
     bars = browser.execute_script(
