@@ -88,7 +88,8 @@ EPILOG = f"""examples:
   lightning-csn test --data.root my_videos --ckpt_path runs/last.ckpt
 
 'lightning-csn COMMAND --help' says more about one. Exit codes: 0 done; 2 the input or an option
-cannot be used, as the message says; 130 interrupted; 1 a bug, with its traceback."""
+cannot be used, as the message says; 130 interrupted; 143 ended by SIGTERM, as by a scheduler;
+1 a bug, with its traceback."""
 
 
 class CommandParser(ArgumentParser):
@@ -140,7 +141,7 @@ def make_parser() -> ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 2 with a message on stderr, or 130."""
+    """Run one command and return its exit code: 0, 2 with a message on stderr, 130, or 143 after SIGTERM."""
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         with messages():

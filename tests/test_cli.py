@@ -132,6 +132,7 @@ def test_a_data_set_is_named_alike(argv):
         (InputError("no such thing"), 2),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore"), 2),
         (MemoryError(), 2),
+        (SystemExit(143), 143),
     ],
 )
 def test_exit_codes_of_what_a_command_raises(raised, code, capsys, monkeypatch):
@@ -142,6 +143,7 @@ def test_exit_codes_of_what_a_command_raises(raised, code, capsys, monkeypatch):
     monkeypatch.setattr(os, "dup2", lambda *_: None)  # pytest still needs its stdout
     monkeypatch.setattr(sys.stdout, "fileno", lambda: 1, raising=False)
     assert main(["checkpoints"]) == code
+    assert re.search(rf"\b{code} [a-z]", cli.EPILOG)
     if isinstance(raised, RuntimeError):
         assert capsys.readouterr().err == (
             "lightning-csn: error: out of memory: CUDA out of memory. Tried to allocate 9 GiB; smaller batches, or "
