@@ -199,7 +199,8 @@ def plot(result: dict[str, Any], file: str) -> None:
     axes.set_xlabel("milliseconds a clip (median)")
     clip = "x".join(map(str, settings["clip"]))
     axes.set_title(f"{settings['architecture']}, clips {clip}, {result['machine']['threads']} threads")
-    axes.legend(loc="lower right")
+    if axes.lines:  # matplotlib warns of a legend of nothing
+        axes.legend(loc="lower right")
     try:
         figure.savefig(Path(file).expanduser(), dpi=150)
     except OSError as error:
