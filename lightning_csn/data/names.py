@@ -4,7 +4,6 @@ which split one is called like. Nothing here opens a file.
 
 from __future__ import annotations
 
-import functools
 import logging
 import os
 import re
@@ -12,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from lightning_csn.data.once import warn_once
 from lightning_csn.errors import InputError
 
 _log = logging.getLogger(__name__)
@@ -171,9 +171,4 @@ def files_in(folder: str | os.PathLike[str], endings: tuple[str, ...]) -> list[P
 
 def _report_locked(error: OSError) -> None:
     """Say that a folder is passed over, such as lost+found, which every disk has and few may read."""
-    _warn_once(f"{error.filename}: the folder is passed over: {error.strerror}")
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _log.warning(message)
+    warn_once(_log, f"{error.filename}: the folder is passed over: {error.strerror}")

@@ -13,7 +13,6 @@ Nothing here chooses frames; that is sampling.py.
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import logging
 import math
@@ -31,6 +30,7 @@ import torch
 from torch import Tensor
 
 from lightning_csn.data.closing import Closing
+from lightning_csn.data.once import warn_once
 from lightning_csn.data.orientation import ORIENTATIONS, Orientation, read_orientation
 from lightning_csn.data.packets import (
     Index,
@@ -161,7 +161,7 @@ class Video(Closing):
 
     def _frames_of_another_layout(self, numbers: Sequence[int], size: tuple[int, int] | None) -> Tensor:
         """The same as `frames`, after the file was found not to be as the layout that was given says."""
-        _warn_once(f"{self.path}: {OTHER_LAYOUT}")
+        warn_once(_log, f"{self.path}: {OTHER_LAYOUT}")
         size = size or (self.info.height, self.info.width)
         self._reopen()
         self._given = False
@@ -172,7 +172,7 @@ class Video(Closing):
         """Whether a layout may be of this file, as far as its header tells."""
         if (layout.unit, layout.info.codec) == (self._unit(), self._stream.codec_context.codec.canonical_name):
             return True
-        _warn_once(f"{self.path}: {OTHER_LAYOUT}")
+        warn_once(_log, f"{self.path}: {OTHER_LAYOUT}")
         return False
 
     def _unit(self) -> tuple[int, int]:
@@ -205,9 +205,10 @@ class Video(Closing):
                 raise VideoError(f"{self.path}: no frame can be decoded any more ({self._fault or 'the file changed'})")
             for number in wanted:
                 self._put(last, frames, places[number])
-            _warn_once(
+            warn_once(
+                _log,
                 f"{self.path}: {decoded} frames could be decoded of the {self.info.num_frames} that the file holds "
-                f"({self._fault or 'the others give no picture'}); the last one is repeated"
+                f"({self._fault or 'the others give no picture'}); the last one is repeated",
             )
 
     def _decode_from(self, start: int | None, wanted: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
@@ -484,8 +485,3 @@ def _empty(*shape: int) -> Tensor:
     with contextlib.suppress(OSError):  # a kernel built without them
         room.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(room, dtype=torch.uint8).view(shape)
-
-
-@functools.cache
-def _warn_once(message: str) -> None:
-    _log.warning(message)
