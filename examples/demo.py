@@ -79,7 +79,7 @@ def main() -> None:
     for answer in answers["videos"]:
         best = answer["top"][0]
         truth = Path(answer["path"]).parent.name
-        verdict = "right" if best["class"] == truth else f"wrong, it is {truth}"
+        verdict = "correct" if best["class"] == truth else f"wrong, it is {truth}"
         print(f"{Path(answer['path']).name:<28} {best['class']:<18} {best['probability']:6.1%}   {verdict}")
     print(f"\ntop-1 on the {len(rows)} test videos: {before:.3f} as shipped, {after:.3f} after fine-tuning")
     print(f"answers as a picture: {sheet}")

@@ -18,7 +18,7 @@ def as_text(result: dict[str, Any]) -> str:
     source = f" of {settings['model']}" if settings["model"] is not None else ""
     head = [
         f"{settings['architecture']}{source}, clips {clip}, batch {settings['batch']}, {settings['precision']}, "
-        f"medians of {settings['repeats']}",
+        f"medians of {measurements(result)}",
         f"{where['device']} ({settings['device']}, {where['threads']} threads), {versions}",
     ]
     if "rates" in result:
@@ -41,11 +41,17 @@ def left_text(result: dict[str, Any]) -> list[str]:
     lines = [f"stopped; not measured: {'; '.join(result['not_measured'])}"] if result["not_measured"] else []
     if result["benchmark"] in ("train", "infer"):
         repeats = result["settings"]["repeats"]
-        counts = [len(way["seconds"]) for way in result["ways"] if way["error"] is None]
-        if counts and min(counts) < repeats:
-            few = f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
-            lines.append(f"stopped: medians are of {few}, not of {repeats} measurements")
+        if measurements(result) != str(repeats):
+            lines.append(f"stopped: medians are of {measurements(result)}, not of {repeats} measurements")
     return lines
+
+
+def measurements(result: dict[str, Any]) -> str:
+    """How many times each way was measured: fewer than asked for where the benchmark was stopped."""
+    counts = [len(way["seconds"]) for way in result.get("ways", []) if way.get("error") is None and "seconds" in way]
+    if not counts:
+        return str(result["settings"]["repeats"])
+    return f"{min(counts)} to {max(counts)}" if min(counts) < max(counts) else f"{min(counts)}"
 
 
 def ways_text(result: dict[str, Any]) -> list[str]:

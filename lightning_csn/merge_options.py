@@ -82,8 +82,8 @@ def merge_settings(
         elif resume and name in OPTIMISER and listed(value) != listed(before):
             raise InputError(
                 f"--model.{name} {value}: the run to go on with has {name} {before}, and its optimiser goes on as it "
-                "was; to train the weights with other settings start a new run, with --model.pretrained in place of "
-                "--ckpt_path"
+                "was; for others start a new run, in another --trainer.default_root_dir or without --resume, and "
+                "with --model.pretrained in place of --ckpt_path for its weights"
             )
         else:
             merged[name] = value

@@ -31,13 +31,17 @@ def out_of_memory(error: BaseException) -> bool:
 def show_last(results: Iterable[T], show: Callable[[T], None]) -> None:
     """Show the last of results each of which holds what is there so far: where an error or a signal is the end, too.
 
-    SIGTERM ends with 143 then, as a shell says it, and Ctrl-C with 130. Nothing is shown where there is nothing yet.
+    SIGTERM ends with 143 then, as a shell says it, and Ctrl-C with 130. Where there is nothing yet, that is noted.
     """
     found: list[T] = []
     with stopped_by_sigterm():
         try:
             for result in results:
                 found[:] = [result]
+        except (KeyboardInterrupt, SystemExit):
+            if not found:
+                note("stopped before anything was measured")
+            raise
         finally:
             for result in found:
                 show(result)

@@ -443,6 +443,9 @@ class TrainerCommand(LightningCLI):
         named = [name for name in measured if name.startswith("val_") and name.removeprefix("val_") not in COUNTS]
         if named:
             print("last validation: " + ", ".join(f"{name} {measured[name]:.4f}" for name in named))
+        every = self.trainer.check_val_every_n_epoch or 1
+        if not named and self.datamodule.has_split("val") and self.trainer.current_epoch < every:
+            print(f"no validation: it is every {every} epochs (--trainer.check_val_every_n_epoch)")
         kept = [callback for callback in self.trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint)]
         for callback in kept:
             if callback.monitor is not None and callback.best_model_score is not None:
@@ -450,9 +453,18 @@ class TrainerCommand(LightningCLI):
         if kept and isinstance(kept[-1], LastCheckpoint) and kept[-1].best_model_path:
             last = kept[-1].newest(self.trainer) or kept[-1].best_model_path
             print(f"last: {shown(last)}")
-            seen = " (these are the videos it was trained on)" if "all" in self.datamodule.samples else ""
-            videos = options_to_test(plain(self.given.get("data", Namespace())))
-            print(f"to test it{seen}: lightning-csn test --ckpt_path {shlex.quote(shown(last))} {videos}")
+            given, source = plain(self.given.get("data", Namespace())), f"--ckpt_path {shlex.quote(shown(last))}"
+            if "all" in self.datamodule.samples:
+                remark = "to test it (these are the videos it was trained on)"
+            elif self.datamodule.has_split("test") or is_listed(given):
+                remark = "to test it"
+            elif self.datamodule.has_split("val"):
+                videos = options_to_test({name: given.get(name) for name in ("root", "layout", "fold", "frames_fps")})
+                print(f"there are no videos to test; of validation: lightning-csn validate {source} {videos}")
+                return
+            else:
+                remark, given = "to test it", {**given, "root": "FOLDER"}
+            print(f"{remark}: lightning-csn test {source} {options_to_test(given)}")
 
 
 def is_of_writing(error: OSError, root: str) -> bool:
@@ -476,9 +488,14 @@ def options_to_test(given: Mapping[str, Any]) -> str:
     '--data.root videos --data.test_clips 3'
     """
     named = {name: given[name] for name in FOR_TEST if given.get(name) is not None}
-    if any(given.get(name) is not None for name in VIDEOS[1:]):  # with a list, folders are not looked through
+    if is_listed(given):
         named.setdefault("test_list", "FILE")
     return " ".join(f"--data.{name} {shlex.quote(str(value))}" for name, value in named.items())
+
+
+def is_listed(given: Mapping[str, Any]) -> bool:
+    """Whether videos are named by a list, with which folders are not looked through."""
+    return any(given.get(name) is not None for name in VIDEOS[1:])
 
 
 def nearest_options(typed: Iterable[str], known: Sequence[str]) -> list[str]:

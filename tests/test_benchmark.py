@@ -658,7 +658,9 @@ def test_a_benchmark_that_is_stopped_prints_what_it_has(stop, code, capsys, monk
                 main([*argv, *more])
         else:
             assert main([*argv, *more]) == code
-        return capsys.readouterr().out
+        said = capsys.readouterr()
+        assert ("stopped before anything was measured" in said.err) == (number == 1 and code is not None)
+        return said.out
 
     before = signal.getsignal(signal.SIGTERM)
     result = json.loads(run(3, "--json"))
@@ -676,6 +678,7 @@ def test_a_benchmark_that_is_stopped_prints_what_it_has(stop, code, capsys, monk
         "stopped; not measured: plain eager, channels_last",
         "stopped: medians are of 1, not of 2 measurements",
     ]
+    assert lines[0].endswith(", medians of 1")
     assert run(5).splitlines()[-1] == "stopped: medians are of 1 to 2, not of 2 measurements"
     assert run(1) == ""  # nothing was measured
     assert signal.getsignal(signal.SIGTERM) is before

@@ -91,6 +91,32 @@ def test_fit_without_validation_videos_keeps_the_last_checkpoint(video_folder, t
     assert "last validation: " not in said
 
 
+@pytest.mark.parametrize("validated", [True, False])
+def test_fit_without_test_videos_names_a_command_that_runs(validated, split_folder, tmp_path, monkeypatch, capsys):
+    shutil.copytree(split_folder / "train", tmp_path / "videos/train")
+    if validated:
+        shutil.copytree(split_folder / "val", tmp_path / "videos/val")
+    monkeypatch.chdir(tmp_path)
+    options = ["--model.architecture=ircsn_tiny", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=2"]
+    options += ["--data.test_clips=2", "--trainer.default_root_dir=."]
+    assert main(["fit", "--data.root=videos", *SMALL, *QUIET, *options]) == 0
+    line = capsys.readouterr().out.splitlines()[-1]
+    if not validated:
+        assert line == "to test it: lightning-csn test --ckpt_path last.ckpt --data.root FOLDER --data.test_clips 2"
+        return
+    remark, _, command = line.partition(": lightning-csn ")
+    assert remark == "there are no videos to test; of validation"
+    assert command == "validate --ckpt_path last.ckpt --data.root videos"
+    assert main([*command.split(), *QUIET, "--data.num_workers=0"]) == 0
+
+
+def test_fit_that_ends_before_its_first_validation_says_so(split_folder, tmp_path, capsys):
+    options = ["--model.architecture=ircsn_tiny", "--trainer.max_epochs=1", "--trainer.check_val_every_n_epoch=2"]
+    root = f"--trainer.default_root_dir={tmp_path}"
+    assert main(["fit", f"--data.root={split_folder}", *SMALL, *QUIET, *options, root]) == 0
+    assert "no validation: it is every 2 epochs (--trainer.check_val_every_n_epoch)\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_fit_on_list_files_names_that_of_the_test(known, split_folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
