@@ -222,7 +222,7 @@ def tune_blocks(settings: Settings, device: torch.device, tell: Callable[[str], 
     measured = {}
     for backend in ("triton", "fused"):
         tell(f"a training step, {backend}")
-        measured[backend] = step_seconds(replace(ways_of(settings, ())[0], backend=backend), settings, device)
+        measured[backend] = measure_step(replace(ways_of(settings, ())[0], backend=backend), settings, device)
     ran = {backend: 1e3 * each.median for backend, each in measured.items() if each.error is None}
     if not ran:
         raise InputError(f"--tune: no training step runs: {measured['fused'].error}")
@@ -233,7 +233,7 @@ def tune_blocks(settings: Settings, device: torch.device, tell: Callable[[str], 
     return [{**row, "default_ms": ran.get("triton"), "best_ms": ran[best], "backend": best}]
 
 
-def step_seconds(way: Way, settings: Settings, device: torch.device) -> Measured:
+def measure_step(way: Way, settings: Settings, device: torch.device) -> Measured:
     """A way with its times, or why it does not run; nothing of it is left in memory."""
     from lightning_csn.models.depthwise import depthwise_backend
 
